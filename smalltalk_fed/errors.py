@@ -1,0 +1,94 @@
+"""What can go wrong, and whose fault it is.
+
+    SmalltalkError
+    ├── UserError        the person's mistake: a file, a key, an argument      exit code 2
+    │   ├── ConfigError  run.toml or --set
+    │   └── DataError    text, corpus or mixture folder
+    ├── PeerError        the other end broke the protocol or was refused       exit code 3
+    │   ├── Unauthenticated  no valid certificate, token or signature
+    │   ├── Forbidden        known, but not allowed to do this
+    │   ├── Refused          well formed, but not acceptable now (says why)
+    │   ├── Malformed        bytes or fields that can't be read
+    │   └── TooLarge         over a limit that the manifest implies
+    ├── WorldError       disk full, port in use, nobody answers                exit code 4
+    └── OurError         a broken invariant of our own                         exit code 1
+
+Rules: a message is one sentence that says what was wrong, where, and what to do; `hint` is
+the gRPC status name that a carrier answers with, so that no layer below the programs knows
+gRPC. This module raises nothing and formats nothing.
+"""
+
+from __future__ import annotations
+
+
+class SmalltalkError(Exception):
+    """Base of all errors that the product raises on purpose."""
+
+    exit_code: int = 1
+    hint: str = "INTERNAL"
+
+
+class UserError(SmalltalkError):
+    """The person's mistake: shown as one sentence, without a traceback."""
+
+    exit_code = 2
+    hint = "INVALID_ARGUMENT"
+
+
+class ConfigError(UserError):
+    """A key or value of run.toml or --set is wrong."""
+
+
+class DataError(UserError):
+    """A text file, corpus or mixture folder can't be used."""
+
+
+class PeerError(SmalltalkError):
+    """The other end's fault: its message does not count, and it is told why."""
+
+    exit_code = 3
+    hint = "INVALID_ARGUMENT"
+
+
+class Unauthenticated(PeerError):
+    """No valid certificate, token or signature."""
+
+    hint = "UNAUTHENTICATED"
+
+
+class Forbidden(PeerError):
+    """The peer is known, but may not do this."""
+
+    hint = "PERMISSION_DENIED"
+
+
+class Refused(PeerError):
+    """Well formed, but not acceptable in the present state."""
+
+    hint = "FAILED_PRECONDITION"
+
+
+class Malformed(PeerError):
+    """Bytes or fields that can't be read."""
+
+    hint = "INVALID_ARGUMENT"
+
+
+class TooLarge(PeerError):
+    """Over a limit that the manifest implies; the message names the limit."""
+
+    hint = "RESOURCE_EXHAUSTED"
+
+
+class WorldError(SmalltalkError):
+    """Nobody's fault: disk full, port in use, no answer."""
+
+    exit_code = 4
+    hint = "UNAVAILABLE"
+
+
+class OurError(SmalltalkError):
+    """A broken invariant of our own; the process that sees it stops."""
+
+    exit_code = 1
+    hint = "INTERNAL"
