@@ -104,7 +104,9 @@ class RunManifest(BaseModel):
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in problem["loc"])
-            raise Malformed(f"the run's manifest can't be read: {where}: {problem['msg']}") from None
+            raise Malformed(
+                f"the run's manifest can't be read: {where}: {problem['msg']}"
+            ) from None
 
     @property
     def experts(self) -> int:
@@ -134,7 +136,9 @@ class RunManifest(BaseModel):
 
     @property
     def expert_blob_bytes_max(self) -> int:
-        """Largest blob of one expert's weights: fp32 and a safetensors header."""
+        """Largest blob of one expert's weights: fp32 and a safetensors header, or as configured."""
+        if self.config.expert.weights_bytes_max:
+            return self.config.expert.weights_bytes_max
         return 4 * self.config.expert.model.parameters(self.vocabulary) + MAX_HEADER_BYTES
 
 

@@ -44,8 +44,14 @@ class RunSection(Section):
     regime: Literal["shared"] = Field(
         default="shared", description="Every node can read the one corpus."
     )
+    nodes_to_start: int = Field(
+        default=1, ge=1, le=100_000, description="Routing begins when so many nodes have joined."
+    )
     lease_s: float = Field(
-        default=120.0, ge=2.0, le=86400.0, description="A unit is lost if its node is silent so long."
+        default=120.0,
+        ge=2.0,
+        le=86400.0,
+        description="A silent node's unit is lost after so long.",
     )
     poll_s: float = Field(
         default=30.0, ge=0.5, le=600.0, description="How long an idle node's question is held."
@@ -116,6 +122,9 @@ class ExpertSection(Section):
     collect: Literal["final", "never"] = Field(
         default="final", description="Whether finished experts travel to the coordinator."
     )
+    weights_bytes_max: int = Field(
+        default=0, ge=0, description="Largest upload of an expert; 0 = what its shape implies."
+    )
 
 
 class AssignmentSection(Section):
@@ -130,7 +139,7 @@ class AssignmentSection(Section):
 class ComputeSection(Section):
     """[compute]: what must be the same on all nodes for a unit to give the same answer."""
 
-    threads: int = Field(default=0, ge=0, le=1024, description="Threads a node; 0 = its own choice.")
+    threads: int = Field(default=0, ge=0, le=1024, description="Threads a node; 0: its choice.")
     score_dtype: Literal["float32", "bfloat16"] = "float32"
     score_batch: int = Field(default=64, ge=1, description="Sequences scored at once.")
     train_dtype: Literal["auto", "float32", "bfloat16"] = Field(

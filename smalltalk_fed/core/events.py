@@ -1,0 +1,173 @@
+"""What is journaled: every change of hard state, and nothing else.
+
+An event is a frozen dataclass with the time it was decided at. `to_json`/`from_json` are
+the journal's encoding; a kind that this version doesn't know is an error, never skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from smalltalk_fed.core.phases import Phase, Trigger
+from smalltalk_fed.core.units import BlobRef
+from smalltalk_fed.errors import WorldError
+
+
+@dataclass(frozen=True)
+class InviteMade:
+    """An invitation exists."""
+
+    at: float
+    secret_sha256: str
+    expires_at: float
+    uses: int
+    name: str
+
+
+@dataclass(frozen=True)
+class InviteCancelled:
+    """An invitation is void."""
+
+    at: float
+    secret_sha256: str
+
+
+@dataclass(frozen=True)
+class NodeEnrolled:
+    """A key was let in under an invitation."""
+
+    at: float
+    node_id: str
+    name: str
+    key_sha256: str
+    secret_sha256: str
+
+
+@dataclass(frozen=True)
+class NodeJoined:
+    """A node registered its signing key (hexadecimal) for this run."""
+
+    at: float
+    node_id: str
+    signing_key: str
+
+
+@dataclass(frozen=True)
+class NodeRevoked:
+    """A node is shut out."""
+
+    at: float
+    node_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PhaseChanged:
+    """The run moved along the phase table."""
+
+    at: float
+    trigger: Trigger
+    phase: Phase
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundAssigned:
+    """The chunk of `round` is divided: one id list per expert."""
+
+    at: float
+    round: int
+    shares: tuple[BlobRef, ...]
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UnitAccepted:
+    """A unit is finished by this node's result."""
+
+    at: float
+    unit_id: str
+    node_id: str
+    incarnation: int
+    outputs: tuple[BlobRef, ...]
+    figures: dict[str, float]
+    signature: str
+    seconds: float  # from lease to acceptance; 0 if it was not leased here
+
+
+@dataclass(frozen=True)
+class UnitRejected:
+    """An accepted result turned out unusable; the unit is open again."""
+
+    at: float
+    unit_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SegmentsMade:
+    """Every training sequence belongs to one expert: one id list per expert."""
+
+    at: float
+    segments: tuple[BlobRef, ...]
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+Event = (
+    InviteMade
+    | InviteCancelled
+    | NodeEnrolled
+    | NodeJoined
+    | NodeRevoked
+    | PhaseChanged
+    | RoundAssigned
+    | UnitAccepted
+    | UnitRejected
+    | SegmentsMade
+)
+
+_KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        InviteMade,
+        InviteCancelled,
+        NodeEnrolled,
+        NodeJoined,
+        NodeRevoked,
+        PhaseChanged,
+        RoundAssigned,
+        UnitAccepted,
+        UnitRejected,
+        SegmentsMade,
+    )
+}
+_BLOB_FIELDS = ("shares", "outputs", "segments")
+
+
+def to_json(event: Event) -> tuple[str, str]:
+    """Kind and body of a journal row."""
+    return type(event).__name__, json.dumps(asdict(event), sort_keys=True, allow_nan=False)
+
+
+def from_json(kind: str, body: str) -> Event:
+    """The event of a journal row.
+
+    Raises:
+        WorldError: a kind or field that this version doesn't know.
+    """
+    try:
+        fields: dict[str, Any] = json.loads(body)
+        for name in _BLOB_FIELDS:
+            if name in fields:
+                fields[name] = tuple(BlobRef(**ref) for ref in fields[name])
+        if kind == "PhaseChanged":
+            fields["trigger"], fields["phase"] = Trigger(fields["trigger"]), Phase(fields["phase"])
+        event: Event = _KINDS[kind](**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorldError(
+            f"the journal has an event '{kind}' that this version can't read ({error}); it was "
+            "written by a newer version or is damaged"
+        ) from None
+    return event

@@ -1,0 +1,235 @@
+"""What the coordinator's state machine is told, and what it answers.
+
+Frozen values without a carrier's types; `smalltalk_fed.wire` turns them to protobuf. Times
+are seconds since the Unix epoch, durations seconds. Every request may be said again: the
+answer to a repetition is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from smalltalk_fed.core.units import BlobRef, Result, Unit
+
+# ---------------------------------------------------------------- requests of the operator
+
+
+@dataclass(frozen=True)
+class MakeInvite:
+    """A new invitation; only the secret's digest is ever stored."""
+
+    secret_sha256: str
+    expires_at: float
+    uses: int = 1
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class CancelInvite:
+    """Withdraw the invitation whose digest begins with `prefix`."""
+
+    prefix: str
+
+
+@dataclass(frozen=True)
+class Revoke:
+    """Shut a node out for good."""
+
+    node_id: str
+    reason: str = "revoked by the operator"
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Give out no work until `Resume`."""
+
+    reason: str = "paused by the operator"
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue a paused run."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer to an operator's request; `reason` says what happened."""
+
+    reason: str
+
+
+# --------------------------------------------------------------------- requests of a node
+
+
+@dataclass(frozen=True)
+class Enrol:
+    """Ask to be let in; `key_sha256` is the digest of the public key to be certified."""
+
+    secret_sha256: str
+    key_sha256: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """Let in under `node_id`; the carrier issues the certificate."""
+
+    node_id: str
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a node says of itself."""
+
+    device: str = "cpu"
+    threads: int = 1
+    memory_bytes: int = 0
+    tokens_per_s: float = 0.0
+    corpus_digest: str = ""
+    corpus_bytes: int = 0
+    software: str = ""
+
+
+@dataclass(frozen=True)
+class Join:
+    """An enrolled node's process presents itself. `signing_key`: raw Ed25519 public key."""
+
+    node_id: str
+    incarnation: int
+    protocol_version: int
+    signing_key: bytes
+    capabilities: Capabilities = Capabilities()
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The node is part of the run."""
+
+    node_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Working:
+    """A unit that the node is at; `fraction` in 0..1."""
+
+    unit_id: str
+    fraction: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A unit that the node could not do, and why."""
+
+    unit_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a node has done and is doing; `wants_work` asks for the next order."""
+
+    node_id: str
+    incarnation: int
+    working: Working | None = None
+    finished: Result | None = None
+    failed: Failure | None = None
+    wants_work: bool = True
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The node goes; its leases are free at once."""
+
+    node_id: str
+    incarnation: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The answer to `Exchange`.
+
+    At most one of `unit` and `stop` is set; neither means: carry on, or ask again at once
+    (the question was held as long as the run allows).
+    """
+
+    reason: str
+    accepted: str = ""  # id of the finished unit that counts now, or counted before
+    cancel: str = ""  # id of the unit that the node should drop
+    unit: Unit | None = None
+    stop: bool = False
+    heartbeat_s: float = 30.0  # say something again after so long
+    wait_s: float = 0.0  # before the next question
+
+
+@dataclass(frozen=True)
+class Left:
+    """The answer to `Leave`."""
+
+    released: tuple[str, ...]
+
+
+Request = MakeInvite | CancelInvite | Revoke | Pause | Resume | Enrol | Join | Exchange | Leave
+Answer = Done | Enrolled | Joined | Order | Left
+
+
+# ------------------------------------------------------------------------------------ jobs
+
+
+@dataclass(frozen=True)
+class AssignJob:
+    """Divide the chunk of `round`: at random for round 1, then by one score block a router."""
+
+    job_id: str
+    round: int
+    scores: tuple[BlobRef, ...] = ()
+
+
+@dataclass(frozen=True)
+class SegmentsJob:
+    """Collect what the shards said into one id list per expert."""
+
+    job_id: str
+    shards: tuple[BlobRef, ...] = ()
+
+
+Job = AssignJob | SegmentsJob
+
+
+@dataclass(frozen=True)
+class JobFinished:
+    """A job's outputs are in the blob store."""
+
+    job_id: str
+    outputs: tuple[BlobRef, ...]
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JobFailed:
+    """A job could not be done; `culprit` is the unit whose result was bad, if one was."""
+
+    job_id: str
+    reason: str
+    culprit: str = ""
+
+
+# ----------------------------------------------------------------------------------- Ready
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer and the conversation that it belongs to."""
+
+    conversation: int
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Something decided, and why; what is logged, shown in status and asserted in tests."""
+
+    what: str
+    reason: str

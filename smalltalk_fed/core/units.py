@@ -1,0 +1,112 @@
+"""Work units: pieces of work whose id, inputs and outputs are fixed by the run's seed.
+
+A unit id is a path such as `router_round/2/7` (expert 2, round 7), `shard/3`,
+`shard/heldout`, `train_seed`, `train_expert/2` or `evaluate/2`. Any node can do any unit:
+what it needs is named by digest in `Unit.inputs`, the rest is in the run's manifest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from smalltalk_fed.errors import Malformed
+
+
+class UnitKind(StrEnum):
+    """The kinds of work."""
+
+    ROUTER_ROUND = "router_round"
+    SHARD = "shard"
+    TRAIN_SEED = "train_seed"
+    TRAIN_EXPERT = "train_expert"
+    EVALUATE = "evaluate"
+
+
+HELDOUT = -1  # the `index` of the unit that routes the held-out split
+
+
+@dataclass(frozen=True, order=True)
+class UnitKey:
+    """A unit's id in parts. `expert` is -1 where the unit belongs to none."""
+
+    kind: UnitKind
+    expert: int = -1
+    index: int = 0  # round (1..T) of a router_round, slice of a shard
+
+    @property
+    def unit_id(self) -> str:
+        """The id as it travels and is journaled."""
+        match self.kind:
+            case UnitKind.ROUTER_ROUND:
+                return f"router_round/{self.expert}/{self.index}"
+            case UnitKind.SHARD:
+                return "shard/heldout" if self.index == HELDOUT else f"shard/{self.index}"
+            case UnitKind.TRAIN_SEED:
+                return "train_seed"
+            case _:
+                return f"{self.kind}/{self.expert}"
+
+    @classmethod
+    def parse(cls, unit_id: str) -> UnitKey:
+        """Raises Malformed when `unit_id` is not one of the forms above."""
+        parts = unit_id.split("/")
+        try:
+            match parts:
+                case ["router_round", expert, round_]:
+                    key = cls(UnitKind.ROUTER_ROUND, int(expert), int(round_))
+                case ["shard", "heldout"]:
+                    key = cls(UnitKind.SHARD, index=HELDOUT)
+                case ["shard", index]:
+                    key = cls(UnitKind.SHARD, index=int(index))
+                case ["train_seed"]:
+                    key = cls(UnitKind.TRAIN_SEED)
+                case ["train_expert" | "evaluate" as kind, expert]:
+                    key = cls(UnitKind(kind), int(expert))
+                case _:
+                    raise ValueError
+        except ValueError:
+            raise Malformed(f"'{unit_id[:80]}' is not a work unit's id") from None
+        if key.unit_id != unit_id:  # such as leading zeros: one unit, one name
+            raise Malformed(f"'{unit_id[:80]}' is not a work unit's id")
+        return key
+
+
+@dataclass(frozen=True)
+class BlobRef:
+    """Content-addressed bytes. `digest` is their hexadecimal SHA-256."""
+
+    name: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit with all that a node needs to do it."""
+
+    key: UnitKey
+    inputs: tuple[BlobRef, ...] = ()
+
+    @property
+    def unit_id(self) -> str:
+        """The id as it travels and is journaled."""
+        return self.key.unit_id
+
+    def input(self, name: str) -> BlobRef | None:
+        """The input called `name`, or None."""
+        return next((ref for ref in self.inputs if ref.name == name), None)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished unit: its outputs by digest and its figures (finite numbers only)."""
+
+    unit_id: str
+    outputs: tuple[BlobRef, ...] = ()
+    figures: dict[str, float] = field(default_factory=dict)
+    signature: bytes = b""
+
+    def output(self, name: str) -> BlobRef | None:
+        """The output called `name`, or None."""
+        return next((ref for ref in self.outputs if ref.name == name), None)

@@ -1,0 +1,1 @@
+"""Generated from protos/; `make protos` renews it, a test checks that it is current."""

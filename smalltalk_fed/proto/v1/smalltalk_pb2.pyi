@@ -1,0 +1,283 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EnrolRequest(_message.Message):
+    __slots__ = ("secret", "certificate_request", "name")
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    secret: bytes
+    certificate_request: bytes
+    name: str
+    def __init__(self, secret: _Optional[bytes] = ..., certificate_request: _Optional[bytes] = ..., name: _Optional[str] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("certificate", "certificate_request")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    certificate_request: bytes
+    def __init__(self, certificate: _Optional[bytes] = ..., certificate_request: _Optional[bytes] = ...) -> None: ...
+
+class EnrolReply(_message.Message):
+    __slots__ = ("node_id", "certificate")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    certificate: bytes
+    def __init__(self, node_id: _Optional[str] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("certificate",)
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    def __init__(self, certificate: _Optional[bytes] = ...) -> None: ...
+
+class ExplainReply(_message.Message):
+    __slots__ = ("reason", "welcome")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    welcome: bool
+    def __init__(self, reason: _Optional[str] = ..., welcome: bool = ...) -> None: ...
+
+class Capabilities(_message.Message):
+    __slots__ = ("device", "threads", "memory_bytes", "tokens_per_s", "corpus_digest", "corpus_bytes", "software")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    CORPUS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CORPUS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    threads: int
+    memory_bytes: int
+    tokens_per_s: float
+    corpus_digest: str
+    corpus_bytes: int
+    software: str
+    def __init__(self, device: _Optional[str] = ..., threads: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., corpus_digest: _Optional[str] = ..., corpus_bytes: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("incarnation", "protocol_version", "signing_key", "capabilities")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIGNING_KEY_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    protocol_version: int
+    signing_key: bytes
+    capabilities: Capabilities
+    def __init__(self, incarnation: _Optional[int] = ..., protocol_version: _Optional[int] = ..., signing_key: _Optional[bytes] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("node_id", "manifest", "manifest_signature", "coordinator_key", "reason")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_KEY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    manifest: bytes
+    manifest_signature: bytes
+    coordinator_key: bytes
+    reason: str
+    def __init__(self, node_id: _Optional[str] = ..., manifest: _Optional[bytes] = ..., manifest_signature: _Optional[bytes] = ..., coordinator_key: _Optional[bytes] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class BlobRef(_message.Message):
+    __slots__ = ("name", "digest", "size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: bytes
+    size: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Figure(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+
+class Unit(_message.Message):
+    __slots__ = ("unit_id", "inputs")
+    UNIT_ID_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    unit_id: str
+    inputs: _containers.RepeatedCompositeFieldContainer[BlobRef]
+    def __init__(self, unit_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ...) -> None: ...
+
+class Result(_message.Message):
+    __slots__ = ("unit_id", "outputs", "figures", "signature")
+    UNIT_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    unit_id: str
+    outputs: _containers.RepeatedCompositeFieldContainer[BlobRef]
+    figures: _containers.RepeatedCompositeFieldContainer[Figure]
+    signature: bytes
+    def __init__(self, unit_id: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Working(_message.Message):
+    __slots__ = ("unit_id", "fraction", "figures")
+    UNIT_ID_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    unit_id: str
+    fraction: float
+    figures: _containers.RepeatedCompositeFieldContainer[Figure]
+    def __init__(self, unit_id: _Optional[str] = ..., fraction: _Optional[float] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("unit_id", "reason")
+    UNIT_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    unit_id: str
+    reason: str
+    def __init__(self, unit_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ExchangeRequest(_message.Message):
+    __slots__ = ("incarnation", "working", "finished", "failed", "wants_work")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    WORKING_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    WANTS_WORK_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    working: Working
+    finished: Result
+    failed: Failure
+    wants_work: bool
+    def __init__(self, incarnation: _Optional[int] = ..., working: _Optional[_Union[Working, _Mapping]] = ..., finished: _Optional[_Union[Result, _Mapping]] = ..., failed: _Optional[_Union[Failure, _Mapping]] = ..., wants_work: bool = ...) -> None: ...
+
+class ExchangeReply(_message.Message):
+    __slots__ = ("reason", "accepted", "cancel", "unit", "stop", "heartbeat_s", "wait_s")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    accepted: str
+    cancel: str
+    unit: Unit
+    stop: bool
+    heartbeat_s: float
+    wait_s: float
+    def __init__(self, reason: _Optional[str] = ..., accepted: _Optional[str] = ..., cancel: _Optional[str] = ..., unit: _Optional[_Union[Unit, _Mapping]] = ..., stop: bool = ..., heartbeat_s: _Optional[float] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class BlobStateRequest(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
+
+class BlobStateReply(_message.Message):
+    __slots__ = ("received", "complete")
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    received: int
+    complete: bool
+    def __init__(self, received: _Optional[int] = ..., complete: bool = ...) -> None: ...
+
+class BlobPart(_message.Message):
+    __slots__ = ("digest", "size", "offset", "name", "unit_id", "data")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UNIT_ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    size: int
+    offset: int
+    name: str
+    unit_id: str
+    data: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., name: _Optional[str] = ..., unit_id: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class GetBlobRequest(_message.Message):
+    __slots__ = ("digest", "offset")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    offset: int
+    def __init__(self, digest: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("incarnation", "reason")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    reason: str
+    def __init__(self, incarnation: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ("released",)
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    released: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, released: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: bytes
+    def __init__(self, json: _Optional[bytes] = ...) -> None: ...
+
+class InviteRequest(_message.Message):
+    __slots__ = ("secret_sha256", "expires_at", "uses", "name")
+    SECRET_SHA256_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    secret_sha256: bytes
+    expires_at: float
+    uses: int
+    name: str
+    def __init__(self, secret_sha256: _Optional[bytes] = ..., expires_at: _Optional[float] = ..., uses: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+
+class CancelInviteRequest(_message.Message):
+    __slots__ = ("prefix",)
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    prefix: str
+    def __init__(self, prefix: _Optional[str] = ...) -> None: ...
+
+class RevokeRequest(_message.Message):
+    __slots__ = ("node_id", "reason")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    reason: str
+    def __init__(self, node_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PauseRequest(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class ResumeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AdminReply(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
