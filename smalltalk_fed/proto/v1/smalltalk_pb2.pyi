@@ -39,12 +39,14 @@ class ExplainRequest(_message.Message):
     def __init__(self, certificate: _Optional[bytes] = ...) -> None: ...
 
 class ExplainReply(_message.Message):
-    __slots__ = ("reason", "welcome")
+    __slots__ = ("reason", "welcome", "now")
     REASON_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
     reason: str
     welcome: bool
-    def __init__(self, reason: _Optional[str] = ..., welcome: bool = ...) -> None: ...
+    now: float
+    def __init__(self, reason: _Optional[str] = ..., welcome: bool = ..., now: _Optional[float] = ...) -> None: ...
 
 class Capabilities(_message.Message):
     __slots__ = ("device", "threads", "memory_bytes", "tokens_per_s", "corpus_digest", "corpus_bytes", "software")
@@ -179,10 +181,12 @@ class ExchangeReply(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., accepted: _Optional[str] = ..., cancel: _Optional[str] = ..., unit: _Optional[_Union[Unit, _Mapping]] = ..., stop: bool = ..., heartbeat_s: _Optional[float] = ..., wait_s: _Optional[float] = ...) -> None: ...
 
 class BlobStateRequest(_message.Message):
-    __slots__ = ("digest",)
+    __slots__ = ("digest", "name")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
-    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
+    name: str
+    def __init__(self, digest: _Optional[bytes] = ..., name: _Optional[str] = ...) -> None: ...
 
 class BlobStateReply(_message.Message):
     __slots__ = ("received", "complete")
@@ -209,12 +213,14 @@ class BlobPart(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., name: _Optional[str] = ..., unit_id: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class GetBlobRequest(_message.Message):
-    __slots__ = ("digest", "offset")
+    __slots__ = ("digest", "offset", "name")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
     offset: int
-    def __init__(self, digest: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+    name: str
+    def __init__(self, digest: _Optional[bytes] = ..., offset: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ("incarnation", "reason")

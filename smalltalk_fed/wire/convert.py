@@ -1,0 +1,262 @@
+"""The conversation of a node with its coordinator: core messages to protobuf and back.
+
+Rules: a pair of functions per message; `*_from_proto` trusts nothing (bounds in `values`);
+the sender's id is an argument, because it comes from the certificate and never from a
+message. Requests of the operator are `convert_admin`'s part. No I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.units import BlobRef
+from smalltalk_fed.errors import Malformed, TooLarge
+from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
+from smalltalk_fed.wire.values import (
+    DIGEST_BYTES,
+    KEY_BYTES,
+    MAX_MANIFEST_BYTES,
+    MAX_NAME_CHARS,
+    MAX_REASON_CHARS,
+    MAX_RELEASED,
+    MAX_SECONDS,
+    MAX_SOFTWARE_CHARS,
+    SIGNATURE_BYTES,
+    blob_from_proto,
+    cut,
+    digest_to_proto,
+    figures_from_proto,
+    figures_to_proto,
+    integer,
+    number,
+    result_from_proto,
+    result_to_proto,
+    text,
+    unit_from_proto,
+    unit_id_text,
+    unit_to_proto,
+)
+
+# ------------------------------------------------------------------------------------ join
+
+
+def capabilities_to_proto(capabilities: msg.Capabilities) -> pb.Capabilities:
+    """What a node says of itself."""
+    return pb.Capabilities(
+        device=capabilities.device[:MAX_SOFTWARE_CHARS],
+        threads=capabilities.threads,
+        memory_bytes=capabilities.memory_bytes,
+        tokens_per_s=capabilities.tokens_per_s,
+        corpus_digest=capabilities.corpus_digest,
+        corpus_bytes=capabilities.corpus_bytes,
+        software=capabilities.software[:MAX_SOFTWARE_CHARS],
+    )
+
+
+def capabilities_from_proto(capabilities: pb.Capabilities) -> msg.Capabilities:
+    """Raises Malformed or TooLarge."""
+    return msg.Capabilities(
+        device=text(capabilities.device, MAX_SOFTWARE_CHARS, "the device's name"),
+        threads=capabilities.threads,
+        memory_bytes=integer(capabilities.memory_bytes, "the memory"),
+        tokens_per_s=number(capabilities.tokens_per_s, "tokens a second", 0.0, MAX_SECONDS),
+        corpus_digest=text(capabilities.corpus_digest, 2 * DIGEST_BYTES, "the corpus digest"),
+        corpus_bytes=integer(capabilities.corpus_bytes, "the corpus's size"),
+        software=text(capabilities.software, MAX_SOFTWARE_CHARS, "the software's name"),
+    )
+
+
+def join_to_proto(join: msg.Join) -> pb.JoinRequest:
+    """The node's id stays behind: the certificate says it."""
+    return pb.JoinRequest(
+        incarnation=join.incarnation,
+        protocol_version=join.protocol_version,
+        signing_key=join.signing_key,
+        capabilities=capabilities_to_proto(join.capabilities),
+    )
+
+
+def join_from_proto(node_id: str, request: pb.JoinRequest) -> msg.Join:
+    """`node_id` comes from the certificate. Raises Malformed or TooLarge."""
+    if len(request.signing_key) != KEY_BYTES:
+        raise Malformed("a signing key is a raw Ed25519 public key of 32 bytes")
+    return msg.Join(
+        node_id,
+        integer(request.incarnation, "the incarnation"),
+        request.protocol_version,
+        request.signing_key,
+        capabilities_from_proto(request.capabilities),
+    )
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """All of the answer to `Join`: what the core says, and the signed manifest beside it."""
+
+    joined: msg.Joined
+    manifest: bytes
+    manifest_signature: bytes
+    coordinator_key: bytes
+
+
+def welcome_to_proto(welcome: Welcome) -> pb.JoinReply:
+    """The answer to `Join`."""
+    return pb.JoinReply(
+        node_id=welcome.joined.node_id,
+        reason=cut(welcome.joined.reason),
+        manifest=welcome.manifest,
+        manifest_signature=welcome.manifest_signature,
+        coordinator_key=welcome.coordinator_key,
+    )
+
+
+def welcome_from_proto(reply: pb.JoinReply) -> Welcome:
+    """Raises Malformed or TooLarge. Whether the manifest is signed well is `signing`'s part."""
+    if len(reply.manifest) > MAX_MANIFEST_BYTES:
+        raise TooLarge(f"the run's manifest is over {MAX_MANIFEST_BYTES} bytes")
+    if len(reply.coordinator_key) != KEY_BYTES or len(reply.manifest_signature) != SIGNATURE_BYTES:
+        raise Malformed("the run's manifest came without the coordinator's key and signature")
+    joined = msg.Joined(
+        text(reply.node_id, MAX_NAME_CHARS, "the node's id"),
+        text(reply.reason, MAX_REASON_CHARS, "the reason"),
+    )
+    return Welcome(joined, reply.manifest, reply.manifest_signature, reply.coordinator_key)
+
+
+# -------------------------------------------------------------------------------- exchange
+
+
+def exchange_to_proto(exchange: msg.Exchange) -> pb.ExchangeRequest:
+    """The node's id stays behind: the certificate says it."""
+    request = pb.ExchangeRequest(incarnation=exchange.incarnation, wants_work=exchange.wants_work)
+    if exchange.working:
+        request.working.unit_id = exchange.working.unit_id
+        request.working.fraction = exchange.working.fraction
+        request.working.figures.extend(figures_to_proto(exchange.working.figures))
+    if exchange.finished:
+        request.finished.CopyFrom(result_to_proto(exchange.finished))
+    if exchange.failed:
+        request.failed.unit_id = exchange.failed.unit_id
+        request.failed.reason = cut(exchange.failed.reason)
+    return request
+
+
+def exchange_from_proto(node_id: str, request: pb.ExchangeRequest) -> msg.Exchange:
+    """`node_id` comes from the certificate. Raises Malformed or TooLarge."""
+    working = finished = failed = None
+    if request.HasField("working"):
+        said = request.working
+        working = msg.Working(
+            unit_id_text(said.unit_id),
+            number(said.fraction, "the fraction done", 0.0, 1.0),
+            figures_from_proto(said.figures),
+        )
+    if request.HasField("finished"):
+        finished = result_from_proto(request.finished)
+    if request.HasField("failed"):
+        failed = msg.Failure(
+            unit_id_text(request.failed.unit_id),
+            text(request.failed.reason, MAX_REASON_CHARS, "the reason"),
+        )
+    return msg.Exchange(
+        node_id,
+        integer(request.incarnation, "the incarnation"),
+        working,
+        finished,
+        failed,
+        request.wants_work,
+    )
+
+
+def order_to_proto(order: msg.Order) -> pb.ExchangeReply:
+    """The answer to `Exchange`."""
+    reply = pb.ExchangeReply(
+        reason=cut(order.reason),
+        accepted=order.accepted,
+        cancel=order.cancel,
+        stop=order.stop,
+        heartbeat_s=order.heartbeat_s,
+        wait_s=order.wait_s,
+    )
+    if order.unit:
+        reply.unit.CopyFrom(unit_to_proto(order.unit))
+    return reply
+
+
+def order_from_proto(reply: pb.ExchangeReply) -> msg.Order:
+    """Raises Malformed or TooLarge."""
+    return msg.Order(
+        reason=text(reply.reason, MAX_REASON_CHARS, "the reason"),
+        accepted=_optional_unit_id(reply.accepted),
+        cancel=_optional_unit_id(reply.cancel),
+        unit=unit_from_proto(reply.unit) if reply.HasField("unit") else None,
+        stop=reply.stop,
+        heartbeat_s=number(reply.heartbeat_s, "the heartbeat", 0.01, 86400.0),
+        wait_s=number(reply.wait_s, "the wait", 0.0, 86400.0),
+    )
+
+
+# ----------------------------------------------------------------------------------- leave
+
+
+def leave_to_proto(leave: msg.Leave) -> pb.LeaveRequest:
+    """The node's id stays behind: the certificate says it."""
+    return pb.LeaveRequest(incarnation=leave.incarnation, reason=cut(leave.reason))
+
+
+def leave_from_proto(node_id: str, request: pb.LeaveRequest) -> msg.Leave:
+    """`node_id` comes from the certificate. Raises Malformed or TooLarge."""
+    return msg.Leave(
+        node_id,
+        integer(request.incarnation, "the incarnation"),
+        text(request.reason, MAX_REASON_CHARS, "the reason"),
+    )
+
+
+def left_to_proto(left: msg.Left) -> pb.LeaveReply:
+    """The answer to `Leave`."""
+    return pb.LeaveReply(released=left.released)
+
+
+def left_from_proto(reply: pb.LeaveReply) -> msg.Left:
+    """Raises Malformed or TooLarge."""
+    if len(reply.released) > MAX_RELEASED:
+        raise TooLarge(f"the answer releases more than {MAX_RELEASED} units")
+    return msg.Left(tuple(unit_id_text(unit_id) for unit_id in reply.released))
+
+
+# -------------------------------------------------------------------------------- transfer
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What the first part of an upload says of the whole."""
+
+    ref: BlobRef
+    unit_id: str
+    offset: int
+
+
+def upload_to_proto(upload: Upload, data: bytes) -> pb.BlobPart:
+    """The first part; later ones carry only data."""
+    return pb.BlobPart(
+        digest=digest_to_proto(upload.ref.digest),
+        size=upload.ref.size,
+        offset=upload.offset,
+        name=upload.ref.name,
+        unit_id=upload.unit_id,
+        data=data,
+    )
+
+
+def upload_from_proto(part: pb.BlobPart) -> Upload:
+    """Raises Malformed or TooLarge. `part.data` is left to the caller."""
+    ref = blob_from_proto(pb.BlobRef(name=part.name, digest=part.digest, size=part.size))
+    if part.offset > ref.size:
+        raise Malformed(f"an upload of {ref.size} bytes can't begin at offset {part.offset}")
+    return Upload(ref, unit_id_text(part.unit_id), part.offset)
+
+
+def _optional_unit_id(value: str) -> str:
+    return unit_id_text(value) if value else ""

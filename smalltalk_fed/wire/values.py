@@ -1,0 +1,157 @@
+"""Small values and their bounds: what every message between the programs is made of.
+
+Rules: `*_from_proto` trusts nothing: every text, count and number is bounded, digests have
+32 bytes, unit ids parse, NaN and infinities are refused. Whole messages are `convert`'s and
+`convert_admin`'s part. No I/O.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from smalltalk_fed.config.run import MAX_EXPERTS
+from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKey
+from smalltalk_fed.errors import Malformed, TooLarge
+from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
+
+MAX_REASON_CHARS = 500
+MAX_NAME_CHARS = 64
+MAX_SOFTWARE_CHARS = 200
+MAX_FIGURES = 64
+MAX_OUTPUTS = 8
+MAX_INPUTS = MAX_EXPERTS + 8  # a shard gets every router
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_RELEASED = 16
+MAX_INTEGER = 2**63 - 1
+MAX_SECONDS = 1e12  # far after any time that a run will see
+
+DIGEST_BYTES = 32
+KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+
+
+def digest_to_proto(digest: str) -> bytes:
+    """64 hexadecimal digits to 32 bytes; `digest` is our own and right."""
+    return bytes.fromhex(digest)
+
+
+def digest_from_proto(data: bytes) -> str:
+    """32 bytes to 64 hexadecimal digits. Raises Malformed on any other length."""
+    if len(data) != DIGEST_BYTES:
+        raise Malformed(f"a digest has {DIGEST_BYTES} bytes, this one {len(data)}")
+    return data.hex()
+
+
+def text(value: str, limit: int, what: str) -> str:
+    """`value` if it has at most `limit` characters. Raises TooLarge."""
+    if len(value) > limit:
+        raise TooLarge(f"{what} has {len(value)} characters; at most {limit} are allowed")
+    return value
+
+
+def number(value: float, what: str, least: float = -math.inf, most: float = math.inf) -> float:
+    """`value` if it is finite and within `least..most`. Raises Malformed."""
+    if not math.isfinite(value):
+        raise Malformed(f"{what} is not a finite number")
+    if not least <= value <= most:
+        raise Malformed(f"{what} is {value:g}; it must be within {least:g} and {most:g}")
+    return value
+
+
+def integer(value: int, what: str) -> int:
+    """`value` if it fits a signed 64-bit integer. Raises TooLarge."""
+    if value > MAX_INTEGER:
+        raise TooLarge(f"{what} is over {MAX_INTEGER}")
+    return value
+
+
+def unit_id_text(value: str) -> str:
+    """`value` if it is a work unit's id. Raises Malformed or TooLarge."""
+    return UnitKey.parse(text(value, MAX_NAME_CHARS, "a work unit's id")).unit_id
+
+
+def cut(reason: str) -> str:
+    """Our own explanation, no longer than the other end accepts."""
+    return reason[:MAX_REASON_CHARS]
+
+
+# ----------------------------------------------------------------------- blobs and figures
+
+
+def blob_to_proto(ref: BlobRef) -> pb.BlobRef:
+    """A blob's name, digest and size."""
+    return pb.BlobRef(name=ref.name, digest=digest_to_proto(ref.digest), size=ref.size)
+
+
+def blob_from_proto(ref: pb.BlobRef) -> BlobRef:
+    """Raises Malformed or TooLarge."""
+    if not ref.name:
+        raise Malformed("a blob has no name")
+    return BlobRef(
+        text(ref.name, MAX_NAME_CHARS, "a blob's name"),
+        digest_from_proto(ref.digest),
+        integer(ref.size, "a blob's size"),
+    )
+
+
+def _blobs(refs: Sequence[pb.BlobRef], limit: int, what: str) -> tuple[BlobRef, ...]:
+    if len(refs) > limit:
+        raise TooLarge(f"{what} names {len(refs)} blobs; at most {limit} are allowed")
+    found = tuple(blob_from_proto(ref) for ref in refs)
+    if len({ref.name for ref in found}) != len(refs):
+        raise Malformed(f"{what} names a blob twice")
+    return found
+
+
+def figures_to_proto(figures: dict[str, float]) -> list[pb.Figure]:
+    """Figures in the order of their names."""
+    return [pb.Figure(name=name, value=value) for name, value in sorted(figures.items())]
+
+
+def figures_from_proto(figures: Sequence[pb.Figure]) -> dict[str, float]:
+    """Raises Malformed or TooLarge."""
+    if len(figures) > MAX_FIGURES:
+        raise TooLarge(f"there are {len(figures)} figures; at most {MAX_FIGURES} are allowed")
+    found = {
+        text(figure.name, MAX_NAME_CHARS, "a figure's name"): number(
+            figure.value, f"the figure '{figure.name[:MAX_NAME_CHARS]}'"
+        )
+        for figure in figures
+    }
+    if len(found) != len(figures) or "" in found:
+        raise Malformed("a figure has no name, or a name comes twice")
+    return found
+
+
+def unit_to_proto(unit: Unit) -> pb.Unit:
+    """A work unit and its inputs."""
+    return pb.Unit(unit_id=unit.unit_id, inputs=[blob_to_proto(ref) for ref in unit.inputs])
+
+
+def unit_from_proto(unit: pb.Unit) -> Unit:
+    """Raises Malformed or TooLarge."""
+    key = UnitKey.parse(unit_id_text(unit.unit_id))
+    return Unit(key, _blobs(unit.inputs, MAX_INPUTS, "a work unit"))
+
+
+def result_to_proto(result: Result) -> pb.Result:
+    """A finished unit."""
+    return pb.Result(
+        unit_id=result.unit_id,
+        outputs=[blob_to_proto(ref) for ref in result.outputs],
+        figures=figures_to_proto(result.figures),
+        signature=result.signature,
+    )
+
+
+def result_from_proto(result: pb.Result) -> Result:
+    """Raises Malformed or TooLarge. Whether the signature is right is `signing`'s part."""
+    if len(result.signature) not in (0, SIGNATURE_BYTES):
+        raise Malformed(f"a signature has {SIGNATURE_BYTES} bytes, not {len(result.signature)}")
+    return Result(
+        unit_id_text(result.unit_id),
+        _blobs(result.outputs, MAX_OUTPUTS, "a result"),
+        figures_from_proto(result.figures),
+        result.signature,
+    )
