@@ -33,8 +33,8 @@ MANIFEST_FILE = "corpus.json"
 TOKENIZER_FOLDER = "tokenizer"
 LABELS_FILE = "labels.json"
 SOURCE_FILE = "source.json"
-LABEL_DTYPE = np.dtype("<u2")
-TOKEN_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+LABEL_DTYPE: np.dtype[Any] = np.dtype("<u2")
+TOKEN_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 _READ_BYTES = 1 << 22
 

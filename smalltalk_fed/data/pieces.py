@@ -35,7 +35,7 @@ def pieces_of(
     split: str | None = None,
     limit: int = PIECE_CHARACTERS,
 ) -> Iterator[Piece]:
-    """Cut one document, given as consecutive chunks of text, into pieces of <= `limit` characters."""
+    """Cut one document, given as consecutive chunks, into pieces of at most `limit` characters."""
     first, pending, size = True, [], 0
     for chunk in chunks:
         pending.append(chunk)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from smalltalk_fed import __version__
 from smalltalk_fed.config.manifest import CorpusManifest
@@ -120,7 +120,7 @@ class _Preparation:
             train_tokenizer(self._sample(), options.vocabulary or DEFAULT_VOCABULARY, folder)
         tokenizer = load_tokenizer(folder)
         vocabulary = vocabulary_size(tokenizer)
-        dtype = "uint16" if vocabulary <= 1 << 16 else "uint32"
+        dtype: Literal["uint16", "uint32"] = "uint16" if vocabulary <= 1 << 16 else "uint32"
         end = end_of_text_id(folder, tokenizer)
         if options.packing == "concat" and end is None:
             raise DataError(
@@ -163,7 +163,8 @@ class _Preparation:
         self, packers: dict[Side, Packer], writers: dict[Side, SplitWriter], dtype: str
     ) -> list[str]:
         """Read, encode, pack and write everything; returns the labels' names."""
-        labels, side, skipped = LabelNames(), "train", 0
+        labels = LabelNames()
+        side: Side = "train"
         self._bytes_read = 0
         workers = self._options.worker_count(self._text_bytes)
         encoded = encode_in_order(self._read(), self._folder / TOKENIZER_FOLDER, dtype, workers)
@@ -178,10 +179,10 @@ class _Preparation:
             label = NO_LABEL if piece.label is None else labels.id_of(piece.label)
             writers[side].append(*packers[side].add(item.tokens, piece.last, label))
             if number % _PROGRESS_PIECES == 0:
-                self._tell("tokens", writers)
+                self._tell(writers)
         for packer in packers.values():
             packer.finish()
-        self._tell("tokens", writers)
+        self._tell(writers)
         return labels.names
 
     def _sample(self) -> Iterator[str]:
@@ -215,11 +216,11 @@ class _Preparation:
     def _count(self, read_bytes: int) -> None:
         self._bytes_read += read_bytes
 
-    def _tell(self, phase: Any, writers: dict[Side, SplitWriter]) -> None:
+    def _tell(self, writers: dict[Side, SplitWriter]) -> None:
         documents = sum(counts.documents for counts in self._counts.values())
         sequences = sum(writer.sequences for writer in writers.values())
         self._progress(
-            PrepareProgress(phase, self._bytes_read, self._bytes_total, documents, sequences)
+            PrepareProgress("tokens", self._bytes_read, self._bytes_total, documents, sequences)
         )
 
     def _check_enough(self, writers: dict[Side, SplitWriter]) -> None:

@@ -92,7 +92,7 @@ def open_stream(path: Path, count: Callable[[int], None]) -> Iterator[io.Buffere
         with path.open("rb", buffering=0) as file:
             raw: IO[bytes] = io.BufferedReader(_Counting(file, count), _READ_BYTES)
             if suffix == ".gz":
-                yield io.BufferedReader(gzip.GzipFile(fileobj=raw), _READ_BYTES)  # type: ignore[arg-type]
+                yield io.BufferedReader(gzip.GzipFile(fileobj=raw), _READ_BYTES)
             elif suffix == ".zst":
                 yield io.BufferedReader(_Zstandard(raw), _READ_BYTES)
             else:

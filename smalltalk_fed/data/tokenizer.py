@@ -127,8 +127,10 @@ def end_of_text_id(folder: Path, tokenizer: Tokenizer) -> int | None:
     if isinstance(named, dict):
         named = named.get("content")
     for content in (named, *_USUAL_ENDS):
-        if isinstance(content, str) and tokenizer.token_to_id(content) is not None:
-            return int(tokenizer.token_to_id(content))
+        if isinstance(content, str):
+            index = tokenizer.token_to_id(content)
+            if index is not None:
+                return index
     return None
 
 
