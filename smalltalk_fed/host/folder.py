@@ -1,0 +1,179 @@
+"""The run folder: everything that a coordinator keeps, and the lock on it.
+
+    run.toml          the configuration as given        manifest.json   what is signed
+    corpus.json       the corpus' manifest              tokenizer/      goes into the mixture
+    authority/        the run's CA, 0600                signing.key     the coordinator's, 0600
+    operator/         the operator's certificate        addresses.json  where it listens
+    journal.sqlite    the events                        blobs/          content-addressed bytes
+    mixture/          the result, once the run is finished
+
+Rules: `create` makes a whole folder or none; a folder that others can write to is refused;
+one process at a time holds the lock (the kernel drops it if the process dies).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from smalltalk_fed.config.manifest import CorpusManifest, RunManifest, make_manifest, sha256
+from smalltalk_fed.config.run import RunConfig
+from smalltalk_fed.errors import DataError, UserError, WorldError
+from smalltalk_fed.wire.certificates import CertificateAuthority
+from smalltalk_fed.wire.signing import SigningKey
+
+SERVER_NAME = "smalltalk-coordinator"
+OPERATOR_NAME = "operator"
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the coordinator listens, and what nodes are told to dial."""
+
+    run: str
+    enrolment: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An existing run folder."""
+
+    path: Path
+    manifest: RunManifest
+    addresses: Addresses
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        config: RunConfig,
+        config_text: str,
+        corpus_folder: Path,
+        addresses: Addresses,
+        now: float,
+    ) -> RunFolder:
+        """Make the folder, its authority, keys and manifest.
+
+        Raises:
+            UserError: the folder is not empty, or corpus and configuration don't fit.
+            WorldError: the disk refuses; nothing is left behind.
+        """
+        if path.exists() and any(path.iterdir()):
+            raise UserError(f"{path} is not empty; name a new folder for the run.")
+        corpus = read_corpus_manifest(corpus_folder)
+        run_id = f"{config.run.name}-{secrets.token_hex(4)}"
+        manifest = make_manifest(config, corpus, run_id, int(now))
+        tokenizer = corpus_folder / "tokenizer"
+        if not (tokenizer / "tokenizer.json").exists():
+            raise DataError(f"{tokenizer} has no tokenizer.json; prepare the corpus again.")
+        if sha256((tokenizer / "tokenizer.json").read_bytes()) != manifest.tokenizer_sha256:
+            raise DataError(f"{tokenizer} is not the tokenizer that the corpus was made with.")
+        making = path.with_name(f".{path.name}.making")
+        try:
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir(parents=True, mode=0o700)
+            (making / "run.toml").write_text(config_text, encoding="utf-8")
+            (making / "corpus.json").write_bytes((corpus_folder / "corpus.json").read_bytes())
+            shutil.copytree(tokenizer, making / "tokenizer")
+            (making / "manifest.json").write_bytes(manifest.to_bytes())
+            (making / "addresses.json").write_text(json.dumps(asdict(addresses)))
+            authority = CertificateAuthority.create(f"smalltalk {run_id}", now)
+            authority.save(making / "authority")
+            authority.save_operator(making / "operator", OPERATOR_NAME, now)
+            SigningKey.create().save(making / "signing.key")
+            if path.exists():
+                path.rmdir()
+            making.rename(path)
+        except OSError as error:
+            shutil.rmtree(making, ignore_errors=True)
+            raise WorldError(f"{path} can't be made ({error.strerror}).") from None
+        return cls(path, manifest, addresses)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open what `create` made.
+
+        Raises:
+            UserError: not a run folder, or others can write to it.
+        """
+        try:
+            manifest = RunManifest.from_bytes((path / "manifest.json").read_bytes())
+            addresses = Addresses(**json.loads((path / "addresses.json").read_text()))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is not a run folder; make one with `smalltalk-coordinator init {path}`."
+            ) from None
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(f"{path} can't be read ({error}).") from None
+        if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UserError(f"others can write to {path}; run `chmod go-w {path}` first.")
+        return cls(path, manifest, addresses)
+
+    @property
+    def journal(self) -> Path:
+        """The journal's file."""
+        return self.path / "journal.sqlite"
+
+    @property
+    def blobs(self) -> Path:
+        """The blob store's folder."""
+        return self.path / "blobs"
+
+    @property
+    def mixture(self) -> Path:
+        """Where the mixture lies once the run is finished."""
+        return self.path / "mixture"
+
+    def authority(self) -> CertificateAuthority:
+        """The run's certificate authority."""
+        return CertificateAuthority.load(self.path / "authority")
+
+    def signing_key(self) -> SigningKey:
+        """The coordinator's signing key."""
+        return SigningKey.load(self.path / "signing.key")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder alone.
+
+        Raises:
+            UserError: another coordinator has it.
+        """
+        descriptor = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"another coordinator is using {self.path}; stop it, or talk to it with "
+                    f"`smalltalk-coordinator status {self.path}`."
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def read_corpus_manifest(folder: Path) -> CorpusManifest:
+    """corpus.json of a corpus folder.
+
+    Raises:
+        DataError: missing or unreadable.
+    """
+    path = folder / "corpus.json"
+    try:
+        return CorpusManifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} is not a corpus; make one with `smalltalk prepare TEXT --out {folder}`."
+        ) from None
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{path} can't be read ({first}); prepare the corpus again.") from None

@@ -1,0 +1,98 @@
+"""The computations that the core asks for, on blobs, in a worker process.
+
+`run_job` is a plain function of (manifest, job, blob folder): the host calls it in a worker
+process so that no node waits for a reply meanwhile (a full-size chunk takes seconds). Score
+blocks come in as int16, ids go out as id lists. A block that can't be used names its unit
+as the culprit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core.messages import AssignJob, Job, JobFailed, JobFinished, SegmentsJob
+from smalltalk_fed.core.units import BlobRef
+from smalltalk_fed.host.blobs import BlobStore
+from smalltalk_fed.mixture.assignment import (
+    assign,
+    equal_capacity,
+    random_assignment,
+    weighted_capacity,
+)
+from smalltalk_fed.mixture.idlists import decode_experts, encode_ids
+from smalltalk_fed.mixture.permutation import chunk_ids, derive_key
+from smalltalk_fed.mixture.scores import decode_scores
+from smalltalk_fed.mixture.segments import segments_from_shards
+
+
+def capacity(manifest: RunManifest, sequences: int) -> np.ndarray:
+    """Sequences that each expert gets of `sequences`, int64 [E] (method.md, section 2)."""
+    weights = manifest.config.assignment.capacity
+    if weights == "equal":
+        return equal_capacity(sequences, manifest.experts)
+    return weighted_capacity(sequences, weights)
+
+
+def run_job(manifest: RunManifest, job: Job, blob_folder: Path) -> JobFinished | JobFailed:
+    """Do `job`; its outputs are in the blob store when this returns."""
+    blobs = BlobStore(blob_folder)
+    match job:
+        case AssignJob():
+            return _assign(manifest, job, blobs)
+        case SegmentsJob():
+            return _segments(manifest, job, blobs)
+
+
+def _assign(manifest: RunManifest, job: AssignJob, blobs: BlobStore) -> JobFinished | JobFailed:
+    config = manifest.config
+    count = config.router.chunk_sequences
+    ids = chunk_ids(config.run.seed, manifest.train_sequences, job.round - 1, count)
+    capacity_E = capacity(manifest, count)
+    if not job.scores:  # Algorithm 1, line 2: the first assignment is random
+        key = derive_key(config.run.seed, "first-assignment")
+        expert_N = random_assignment(count, capacity_E, key)
+        figures = {"displaced_fraction": 0.0, "excess_nats": 0.0}
+    else:
+        scores_NxE = np.empty((count, manifest.experts), np.float32)
+        for expert, ref in enumerate(job.scores):
+            try:
+                scores_NxE[:, expert] = decode_scores(blobs.get(ref.digest), count)
+            except ValueError as error:
+                culprit = f"router_round/{expert}/{job.round - 1}"
+                return JobFailed(job.job_id, f"score block refused: {error}", culprit)
+        assignment = assign(scores_NxE, capacity_E, config.assignment.method)
+        expert_N = assignment.expert_N
+        figures = {
+            "displaced_fraction": assignment.stats.displaced_fraction,
+            "excess_nats": assignment.stats.excess_nats,
+        }
+        figures |= {f"price_{e}": float(price) for e, price in enumerate(assignment.prices_E)}
+    shares = tuple(
+        blobs.put("share", encode_ids(ids[expert_N == expert]))
+        for expert in range(manifest.experts)
+    )
+    load_E = np.bincount(expert_N, minlength=manifest.experts)
+    figures |= {f"load_{expert}": float(load) for expert, load in enumerate(load_E)}
+    return JobFinished(job.job_id, shares, figures)
+
+
+def _segments(manifest: RunManifest, job: SegmentsJob, blobs: BlobStore) -> JobFinished | JobFailed:
+    shards: list[tuple[np.ndarray, np.ndarray]] = []
+    for index, ref in enumerate(job.shards):
+        start, stop = manifest.shard_range(index)
+        try:
+            expert_N = decode_experts(blobs.get(ref.digest), stop - start, manifest.experts)
+        except ValueError as error:
+            return JobFailed(job.job_id, f"assignment refused: {error}", f"shard/{index}")
+        load_E = np.bincount(expert_N, minlength=manifest.experts)
+        if not np.array_equal(load_E, capacity(manifest, stop - start)):
+            why = f"loads {load_E.tolist()} are not balanced"
+            return JobFailed(job.job_id, f"assignment refused: {why}", f"shard/{index}")
+        shards.append((np.arange(start, stop), expert_N))
+    segments = segments_from_shards(shards, manifest.experts)
+    refs: list[BlobRef] = [blobs.put("segment", encode_ids(ids)) for ids in segments]
+    figures = {f"load_{expert}": float(len(ids)) for expert, ids in enumerate(segments)}
+    return JobFinished(job.job_id, tuple(refs), figures)

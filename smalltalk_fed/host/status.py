@@ -1,0 +1,178 @@
+"""What an operator and the report see of a run: one JSON object from state and leases.
+
+Reads, never changes. Names are stable: `--json` users lean on them.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from typing import Any
+
+from smalltalk_fed.core.coordinator import Coordinator
+from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.state import HardState
+from smalltalk_fed.core.units import UnitKey, UnitKind
+
+
+def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
+    """The run as plain data; times are Unix seconds, durations seconds."""
+    state, leases = coordinator.state, coordinator.leases
+    units = list(state.phase_units())
+    finished = sum(1 for key in units if state.is_finished(key))
+    leased = sum(1 for key in units if key in leases.by_unit)
+    return {
+        "run_id": state.manifest.run_id,
+        "name": state.manifest.config.run.name,
+        "seed": state.manifest.config.run.seed,
+        "phase": state.phase.value,
+        "reason": state.reason,
+        "paused_from": state.paused_from.value if state.paused_from else None,
+        "experts": state.experts,
+        "round": state.round,
+        "rounds": state.rounds_total,
+        "units": {"open": len(units) - finished - leased, "leased": leased, "finished": finished},
+        "nodes": [_node(coordinator, node_id, now) for node_id in state.nodes],
+        "invites": [
+            {
+                "id": invite.secret_sha256[:8],
+                "name": invite.name,
+                "uses": invite.uses,
+                "used": len(invite.used_by),
+                "expires_at": invite.expires_at,
+                "cancelled": invite.cancelled,
+            }
+            for invite in state.invites.values()
+        ],
+        "phase_started": dict(state.entered_at),
+        "now": now,
+        "routing": routing_rounds(state),
+        "shards": shard_figures(state),
+        "experts_done": experts_done(state),
+        "evaluation": evaluation(state),
+        "failures": {
+            key.unit_id: [{"node_id": node, "reason": reason} for node, reason in failures]
+            for key, failures in leases.failures.items()
+        },
+    }
+
+
+def process_cost() -> dict[str, float]:
+    """CPU seconds and peak memory of this process and its ended workers."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "cpu_s": own.ru_utime + own.ru_stime,
+        "workers_cpu_s": workers.ru_utime + workers.ru_stime,
+        "rss_peak_mb": own.ru_maxrss * unit / 1e6,
+        "uptime_s": time.clock_gettime(time.CLOCK_MONOTONIC) - _STARTED_S,
+    }
+
+
+_STARTED_S = time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
+def _node(coordinator: Coordinator, node_id: str, now: float) -> dict[str, Any]:
+    node = coordinator.state.nodes[node_id]
+    presence = coordinator.leases.present.get(node_id)
+    lease = coordinator.leases.by_node.get(node_id)
+    seen_s_ago = None if presence is None else now - presence.seen
+    if node_id in coordinator.leases.waiting:
+        seen_s_ago = 0.0
+    silent = seen_s_ago is None or seen_s_ago > coordinator.leases.lease_s
+    return {
+        "node_id": node_id,
+        "name": node.name,
+        "revoked": node.revoked or None,
+        "present": bool(presence and not presence.gone and not silent),
+        "seen_s_ago": seen_s_ago,
+        "device": presence.capabilities.device if presence else "",
+        "corpus_bytes": presence.capabilities.corpus_bytes if presence else 0,
+        "unit": lease.key.unit_id if lease else None,
+        "fraction": lease.fraction if lease else 0.0,
+        "since": lease.since if lease else None,
+        "copy": lease.copy if lease else False,
+        "figures": dict(lease.figures) if lease else {},
+    }
+
+
+def routing_rounds(state: HardState) -> list[dict[str, Any]]:
+    """Per round: loads, displaced fraction, excess nats, the routers' losses."""
+    rows = []
+    for number, assigned in sorted(state.rounds.items()):
+        results = [
+            state.finished.get(UnitKey(UnitKind.ROUTER_ROUND, expert, number).unit_id)
+            for expert in range(state.experts)
+        ]
+        rows.append(
+            {
+                "round": number,
+                "at": assigned.at,
+                "load": [int(assigned.figures[f"load_{e}"]) for e in range(state.experts)],
+                "displaced_fraction": assigned.figures["displaced_fraction"],
+                "excess_nats": assigned.figures["excess_nats"],
+                "router_loss": [r.figures.get("loss_mean") if r else None for r in results],
+                "nodes": [r.node_id if r else None for r in results],
+                "seconds": [r.seconds if r else None for r in results],
+            }
+        )
+    return rows
+
+
+def shard_figures(state: HardState) -> dict[str, float]:
+    """Displaced fraction and excess nats of the sharding, weighted by slice."""
+    total, sums = 0, {"displaced_fraction": 0.0, "excess_nats": 0.0}
+    for index in range(state.manifest.shard_count):
+        accepted = state.finished.get(UnitKey(UnitKind.SHARD, index=index).unit_id)
+        if accepted is None:
+            continue
+        start, stop = state.manifest.shard_range(index)
+        total += stop - start
+        for name in sums:
+            sums[name] += (stop - start) * accepted.figures.get(name, 0.0)
+    return {name: value / total for name, value in sums.items()} if total else {}
+
+
+def experts_done(state: HardState) -> list[dict[str, Any]]:
+    """Every trained expert with its node and figures."""
+    rows = []
+    for expert in range(state.experts):
+        accepted = state.finished.get(UnitKey(UnitKind.TRAIN_EXPERT, expert).unit_id)
+        if accepted is not None:
+            segment = state.segments.segments[expert] if state.segments else None
+            rows.append(
+                {
+                    "expert": expert,
+                    "node_id": accepted.node_id,
+                    "at": accepted.at,
+                    "lease_seconds": accepted.seconds,
+                    "segment_digest": segment.digest if segment else None,
+                    "sequences": int(state.segments.figures[f"load_{expert}"])
+                    if state.segments
+                    else 0,
+                    **accepted.figures,
+                }
+            )
+    return rows
+
+
+def evaluation(state: HardState) -> dict[str, Any] | None:
+    """The mixture's held-out perplexity out of the `evaluate` units, once all are in."""
+    if state.phase is not Phase.FINISHED or not state.manifest.heldout_sequences:
+        return None
+    rows = [
+        state.finished[UnitKey(UnitKind.EVALUATE, expert).unit_id].figures
+        for expert in range(state.experts)
+    ]
+    suffix_nll = sum(row["nll_suffix"] for row in rows)
+    suffix_tokens = sum(row["tokens_suffix"] for row in rows)
+    all_nll = suffix_nll + sum(row["nll_prefix"] for row in rows)
+    all_tokens = suffix_tokens + sum(row["tokens_prefix"] for row in rows)
+    return {
+        "suffix_ppl": math.exp(suffix_nll / suffix_tokens) if suffix_tokens else None,
+        "all_ppl": math.exp(all_nll / all_tokens) if all_tokens else None,
+        "experts": [dict(row) for row in rows],
+    }

@@ -1,0 +1,197 @@
+"""Small runs for the core's tests: no text, no models, only digests."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from smalltalk_fed.config.loading import parse_config
+from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.coordinator import Coordinator, Ready
+from smalltalk_fed.core.events import Event
+from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
+
+CORPUS = "c" * 64
+
+
+def make_manifest(**run: Any) -> RunManifest:
+    """E = 2, two rounds, two shards, unless told otherwise."""
+    experts = run.pop("experts", 2)
+    rounds = run.pop("rounds", 2)
+    expert = run.pop("expert", {})
+    heldout = run.pop("heldout_sequences", 6)
+    config = parse_config(
+        {
+            "run": {"experts": experts, "lease_s": 20.0, "poll_s": 10.0, **run},
+            "sequence": {"length": 16, "prefix": 8},
+            "router": {"rounds": rounds, "chunk_sequences": 10, "model": "router-mini"},
+            "expert": {"model": "mini", "steps": 2, "batch_sequences": 2, **expert},
+        },
+        "test",
+    )
+    return RunManifest(
+        run_id="test-run",
+        created_unix_s=0,
+        config=config,
+        corpus_digest=CORPUS,
+        tokenizer_sha256="d" * 64,
+        vocabulary=300,
+        train_sequences=20,
+        heldout_sequences=heldout,
+    )
+
+
+def blob(name: str, content: str) -> BlobRef:
+    """A reference to bytes that nobody needs."""
+    return BlobRef(name, hashlib.sha256(content.encode()).hexdigest(), len(content))
+
+
+@dataclass
+class World:
+    """A coordinator and its host's duties, by hand: commits to a list, does jobs at once."""
+
+    manifest: RunManifest
+    now: float = 1000.0
+    journal: list[Event] = field(default_factory=list)
+    answers: dict[int, msg.Answer] = field(default_factory=dict)
+    decisions: list[str] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)
+    do_jobs: bool = True
+    jobs: list[msg.Job] = field(default_factory=list)
+    _conversations: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def __post_init__(self) -> None:
+        self.coordinator = Coordinator(self.manifest, self.now)
+        self._settle(self.coordinator.start(self.now))
+
+    def restart(self) -> None:
+        """A new process with the same journal."""
+        self.answers.clear()
+        self.coordinator = Coordinator.replay(self.manifest, self.journal, self.now)
+        self._settle(self.coordinator.start(self.now))
+
+    def ask(self, message: msg.Request) -> int:
+        """Hand a message in; the answer, if there is one yet, is in `answers`."""
+        conversation = next(self._conversations)
+        self._settle(self.coordinator.handle(message, conversation, self.now))
+        return conversation
+
+    def answer(self, message: msg.Request) -> Any:
+        """Hand a message in that is answered at once."""
+        return self.answers[self.ask(message)]
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, tick by tick."""
+        end = self.now + seconds
+        while (due := self.coordinator.deadline()) is not None and due <= end:
+            assert due > self.now - 1e-9, "a deadline must not lie in the past for ever"
+            self.now = max(self.now, due)
+            self._settle(self.coordinator.tick(self.now))
+            if self.coordinator.deadline() == due:
+                raise AssertionError(f"tick did not move the deadline {due}")
+        self.now = end
+        self._settle(self.coordinator.tick(self.now))
+
+    def finish_job(self) -> None:
+        """Do the oldest job that is waiting."""
+        job = self.jobs.pop(0)
+        experts = self.manifest.experts
+        outputs = tuple(blob("ids", f"{job.job_id}/{e}") for e in range(experts))
+        figures = {f"load_{e}": 5.0 for e in range(experts)}
+        figures |= {"displaced_fraction": 0.0, "excess_nats": 0.0}
+        self._settle(
+            self.coordinator.job_done(msg.JobFinished(job.job_id, outputs, figures), self.now)
+        )
+
+    def fail_job(self, reason: str, culprit: str) -> None:
+        """Let the oldest job fail."""
+        job = self.jobs.pop(0)
+        self._settle(
+            self.coordinator.job_done(msg.JobFailed(job.job_id, reason, culprit), self.now)
+        )
+
+    def _settle(self, ready: Ready) -> None:
+        self.journal += ready.events
+        for reply in ready.replies:
+            assert reply.conversation not in self.answers
+            self.answers[reply.conversation] = reply.answer
+        self.decisions += [f"{d.what}: {d.reason}" for d in ready.decisions]
+        self.released += ready.released
+        self.jobs += ready.jobs
+        while self.do_jobs and self.jobs:
+            self.finish_job()
+
+
+@dataclass
+class FakeNode:
+    """A node as the coordinator sees it: says things, never computes."""
+
+    world: World
+    name: str
+    incarnation: int = 1
+    node_id: str = ""
+    unit: Unit | None = None
+    question: int = 0
+    stopped: str = ""
+
+    def enrol(self) -> FakeNode:
+        secret = hashlib.sha256(f"secret of {self.name}".encode()).hexdigest()
+        self.world.ask(msg.MakeInvite(secret, self.world.now + 3600))
+        key = hashlib.sha256(f"key of {self.name}".encode()).hexdigest()
+        self.node_id = self.world.answer(msg.Enrol(secret, key, self.name)).node_id
+        return self
+
+    def join(self) -> FakeNode:
+        capabilities = msg.Capabilities(corpus_digest=self.world.manifest.corpus_digest)
+        signing_key = hashlib.sha256(self.name.encode()).digest()
+        self.world.ask(msg.Join(self.node_id, self.incarnation, 1, signing_key, capabilities))
+        return self
+
+    def poll(self, **said: Any) -> msg.Order | None:
+        """Ask for work; None if the question is held."""
+        exchange = msg.Exchange(self.node_id, self.incarnation, **said)
+        self.question = self.world.ask(exchange)
+        return self.look()
+
+    def look(self) -> msg.Order | None:
+        """The answer to the last question, if it came."""
+        order = self.world.answers.get(self.question)
+        if order is None:
+            return None
+        assert isinstance(order, msg.Order)
+        if order.stop:
+            self.stopped = order.reason
+        if order.unit is not None:
+            self.unit = order.unit
+        return order
+
+    def beat(self, fraction: float = 0.5) -> msg.Order | None:
+        """Say that the unit is in work."""
+        assert self.unit
+        working = msg.Working(self.unit.unit_id, fraction)
+        return self.poll(working=working, wants_work=False)
+
+    def result(self) -> Result:
+        """What a good result of the unit at hand looks like."""
+        assert self.unit
+        names = self.world.coordinator.state.outputs_of(self.unit.key)
+        outputs = tuple(blob(n, f"{self.unit.unit_id}/{n}") for n in names)
+        figures = {}
+        if self.unit.key.kind is UnitKind.EVALUATE:
+            figures = {
+                "nll_suffix": 1.0,
+                "tokens_suffix": 1.0,
+                "nll_prefix": 1.0,
+                "tokens_prefix": 1.0,
+            }
+        return Result(self.unit.unit_id, outputs, figures)
+
+    def done(self) -> msg.Order | None:
+        """Hand the unit in and ask for the next."""
+        result = self.result()
+        self.unit = None
+        return self.poll(finished=result)
