@@ -13,6 +13,8 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import Malformed, TooLarge
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
+from smalltalk_fed.wire.certificates import public_key_sha256
+from smalltalk_fed.wire.token import SECRET_BYTES, secret_sha256
 from smalltalk_fed.wire.values import (
     DIGEST_BYTES,
     KEY_BYTES,
@@ -37,6 +39,25 @@ from smalltalk_fed.wire.values import (
     unit_id_text,
     unit_to_proto,
 )
+
+# ----------------------------------------------------------------------------------- enrol
+
+
+def enrol_from_proto(request: pb.EnrolRequest) -> msg.Enrol:
+    """A newcomer's request: its secret and its key become digests.
+
+    Raises:
+        Malformed, TooLarge: a part can't be read.
+        Unauthenticated: the certificate request is not signed by its own key.
+    """
+    if len(request.secret) != SECRET_BYTES:
+        raise Malformed(f"a join token's secret has {SECRET_BYTES} bytes")
+    return msg.Enrol(
+        secret_sha256(request.secret),
+        public_key_sha256(request.certificate_request),
+        text(request.name, MAX_NAME_CHARS, "the node's name"),
+    )
+
 
 # ------------------------------------------------------------------------------------ join
 
