@@ -1,0 +1,117 @@
+"""Models of a shape, with weights that a key fixes.
+
+Rules: every weight is drawn from its own generator, seeded by the key and the weight's
+name, so that the same key gives the same bits whatever was drawn before, and the global
+random state is left as it was. The embedding is tied (arXiv 2410.03529, section 3.1).
+Models come from configurations and weights alone; code that comes with a checkpoint is
+never run. Saving and reading weights is `state`'s part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from smalltalk_fed.config.shapes import ModelShape
+from smalltalk_fed.errors import DataError
+
+INIT_STD = 0.02
+END_OF_TEXT = 0  # id of the token that begins and ends documents, in every tokenizer of ours
+
+
+def model_config(shape: ModelShape, vocabulary: int, max_tokens: int) -> dict[str, Any]:
+    """Return the content of `config.json` for a model of this shape.
+
+    The same arguments give the same content on every version of transformers, so that its
+    bytes can be compared.
+    """
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": END_OF_TEXT,
+        "eos_token_id": END_OF_TEXT,
+        "head_dim": shape.hidden // shape.heads,
+        "hidden_act": "silu",
+        "hidden_size": shape.hidden,
+        "initializer_range": INIT_STD,
+        "intermediate_size": shape.feed_forward_width,
+        "max_position_embeddings": max_tokens,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.heads,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        "vocab_size": vocabulary,
+    }
+
+
+def build_model(
+    shape: ModelShape, vocabulary: int, max_tokens: int, seed_key: bytes
+) -> LlamaForCausalLM:
+    """Build a model on the CPU in fp32: matrices from N(0, 0.02), norms at one.
+
+    `seed_key` is any bytes, usually from `mixture.permutation.derive_key`.
+    """
+    config = LlamaConfig(**model_config(shape, vocabulary, max_tokens))
+    config._attn_implementation = "sdpa"
+    # transformers draws weights while it builds; they are drawn again below, from the key.
+    with torch.random.fork_rng(devices=[]):
+        model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim < 2:
+                weight.fill_(1.0)
+            else:
+                weight.normal_(0.0, INIT_STD, generator=_generator(seed_key, name))
+    return model
+
+
+def load_model(folder: Path, vocabulary: int, max_tokens: int) -> nn.Module:
+    """Load a causal language model in Hugging Face's format, fp32, to train on from there.
+
+    Only folders on this machine are read, only safetensors, and no code of theirs is run.
+    Raises DataError when the folder holds no such model, or its vocabulary or its context is
+    smaller than the run's.
+    """
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder} holds no model: there is no config.json in it.")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{folder} can't be loaded as a causal language model: {first}") from None
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < vocabulary:
+        raise DataError(
+            f"{folder} has {rows} tokens in its vocabulary and the corpus {vocabulary}; prepare "
+            "the corpus with this model's tokenizer."
+        )
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and context < max_tokens:
+        raise DataError(
+            f"{folder} was made for {context} tokens and the run's sequences have {max_tokens}; "
+            "prepare the corpus with shorter ones."
+        )
+    return model
+
+
+def _generator(seed_key: bytes, name: str) -> torch.Generator:
+    digest = hashlib.sha256(b"smalltalk-fed weights 1\0" + seed_key + b"\0" + name.encode())
+    return torch.Generator().manual_seed(int.from_bytes(digest.digest()[:8], "little") >> 1)

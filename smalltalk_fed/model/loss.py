@@ -1,0 +1,121 @@
+"""Cross-entropy of a large vocabulary without its logits standing in memory.
+
+For N tokens of H numbers and a vocabulary of V, the logits are N x V; they are made a few
+rows at a time, used, and thrown away. `mean_loss` (training) takes the gradients while a
+block's logits are there, so that no logits are computed twice; `token_losses` (evaluation
+and anything that needs each token) computes them again when it goes backward. Sums are
+fp32 throughout. On a CPU the block is small enough to stay in the cache, which is worth
+more than the memory; on a GPU it is as large as `BLOCK_BYTES` allows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CACHE_BYTES = 1 << 20  # logits of one block on a CPU, fp32
+BLOCK_BYTES = 1 << 29  # and on a GPU
+
+
+def rows_at_once(vocabulary: int, device: torch.device) -> int:
+    """Return how many tokens' logits are made at a time: at least one, a multiple of 8."""
+    budget = CACHE_BYTES if device.type == "cpu" else BLOCK_BYTES
+    return max(8, budget // (4 * vocabulary) // 8 * 8)
+
+
+def token_losses(
+    hidden_NxH: Tensor, head_VxH: Tensor, targets_N: Tensor, rows: int | None = None
+) -> Tensor:
+    """Return -log p(target) of every token, fp32[N], differentiable in both matrices.
+
+    `targets_N` are int64 in 0..V-1; `rows` overrides how many tokens are worked on at once.
+    """
+    result: Tensor = _TokenLosses.apply(*_same_dtype(hidden_NxH, head_VxH, targets_N, rows))
+    return result
+
+
+def mean_loss(
+    hidden_NxH: Tensor, head_VxH: Tensor, targets_N: Tensor, rows: int | None = None
+) -> Tensor:
+    """Return the mean of `token_losses` as a scalar, its gradients taken on the way.
+
+    Only one backward pass through it is possible, as for any loss that is trained on.
+    """
+    result: Tensor = _MeanLoss.apply(*_same_dtype(hidden_NxH, head_VxH, targets_N, rows))
+    return result
+
+
+def _same_dtype(
+    hidden: Tensor, head: Tensor, targets: Tensor, rows: int | None
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Let the matrices meet in the hidden states' dtype: bf16 under autocast on a GPU."""
+    rows = rows or rows_at_once(len(head), hidden.device)
+    return hidden, head.to(hidden.dtype), targets, rows
+
+
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(hidden, head, targets)
+        ctx.rows = rows
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        head_t = head.t()
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            logits = (hidden[part] @ head_t).float()
+            chosen = logits.gather(1, targets[part, None])[:, 0]
+            losses[part] = torch.logsumexp(logits, dim=1) - chosen
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        hidden, head, targets = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
+        for start in range(0, len(hidden), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            slope = torch.softmax((hidden[part] @ head.t()).float(), dim=1)
+            slope.scatter_add_(1, targets[part, None], slope.new_full((len(slope), 1), -1.0))
+            slope = (slope * grad[part, None]).to(hidden.dtype)
+            grad_hidden[part] = slope @ head
+            grad_head += slope.t() @ hidden[part]
+        return grad_hidden, grad_head.to(head.dtype), None, None
+
+
+class _MeanLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, rows: int) -> Tensor:
+        share = 1.0 / len(hidden)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_head_t = torch.zeros(head.t().shape, dtype=torch.float32, device=head.device)
+        minus = torch.full((rows, 1), -share, dtype=torch.float32, device=hidden.device)
+        head_t = head.t()
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            column = targets[part, None]
+            # One block is overwritten again and again: logits, exponentials, then the slope.
+            block = torch.mm(hidden[part], head_t).float()
+            chosen = block.gather(1, column)
+            peak = block.amax(dim=1, keepdim=True)
+            sums = block.sub_(peak).exp_().sum(dim=1, keepdim=True)
+            total += (sums.log() + peak - chosen).sum()
+            block.mul_(share / sums).scatter_add_(1, column, minus[: len(block)])
+            slope = block.to(hidden.dtype)
+            torch.mm(slope, head, out=grad_hidden[part])
+            if slope.dtype == torch.float32:
+                grad_head_t.addmm_(hidden[part].t(), slope)
+            else:
+                grad_head_t += torch.mm(hidden[part].t(), slope)
+        ctx.save_for_backward(grad_hidden, grad_head_t.t().to(head.dtype))
+        return total * share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        grad_hidden, grad_head = ctx.saved_tensors
+        return grad_hidden.mul_(grad), grad_head.mul_(grad), None, None
