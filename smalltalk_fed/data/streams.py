@@ -98,4 +98,6 @@ def open_stream(path: Path, count: Callable[[int], None]) -> Iterator[io.Buffere
             else:
                 yield raw  # type: ignore[misc]
     except failures as error:
-        raise DataError(f"{path} can't be read to its end ({error}); is it damaged?") from None
+        raise DataError(
+            f"{path} can't be read to its end ({error}); if it is damaged, get it again."
+        ) from None

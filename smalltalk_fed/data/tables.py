@@ -89,6 +89,7 @@ def read_arrow(
                     done += batch.num_rows
                 count(file.tell() - position)
                 position = file.tell()
+            count(file.size() - position)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} can't be read as Arrow data ({error}).") from None
 

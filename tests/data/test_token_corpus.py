@@ -73,7 +73,9 @@ def test_a_pickled_corpus_carries_no_text(folder: Path) -> None:
     corpus.train.rows(np.arange(11))
     data = pickle.dumps(corpus)
     assert SHARDS[1].astype("<u2").tobytes() not in data
-    np.testing.assert_array_equal(pickle.loads(data).train.rows(np.asarray([10, 0]))[:, 0], [299, 0])
+    np.testing.assert_array_equal(
+        pickle.loads(data).train.rows(np.asarray([10, 0]))[:, 0], [299, 0]
+    )
 
 
 def test_wide_ids_are_read_as_uint32(tmp_path: Path, make_corpus: Callable[..., Path]) -> None:
