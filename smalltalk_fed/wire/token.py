@@ -67,7 +67,7 @@ def encode_token(token: JoinToken) -> str:
     inner = b"".join(parts)
     body = (len(inner) + 2 + CHECK_BYTES).to_bytes(2, "big") + inner
     body += hashlib.sha256(body).digest()[:CHECK_BYTES]
-    return PREFIX + base64.urlsafe_b64encode(body).rstrip(b"=").decode()
+    return PREFIX + _base64(body)
 
 
 def decode_token(text: str) -> JoinToken:
@@ -99,7 +99,7 @@ def decode_token(text: str) -> JoinToken:
             f"the join token was cut off ({len(text)} of {wanted} characters); copy the whole line."
         )
     check = hashlib.sha256(body[:-CHECK_BYTES]).digest()[:CHECK_BYTES]
-    if len(body) != expected or body[-CHECK_BYTES:] != check or encoded != whole:
+    if len(body) != expected or body[-CHECK_BYTES:] != check or _base64(body) != encoded:
         raise UserError("the join token is damaged (its checksum is wrong); copy it again.")
     return _parse(body[2:-CHECK_BYTES])
 
@@ -125,6 +125,10 @@ def _parse(inner: bytes) -> JoinToken:
             "the join token was made by a version of smalltalk-fed that this one can't read; "
             "install the coordinator's version."
         ) from None
+
+
+def _base64(body: bytes) -> str:
+    return base64.urlsafe_b64encode(body).rstrip(b"=").decode()
 
 
 def _short(text: str) -> bytes:
