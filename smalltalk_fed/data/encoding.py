@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class EncodedPiece:
 
 def encode_in_order(
     pieces: Iterable[Piece], tokenizer_folder: Path, dtype: str, workers: int
-) -> Iterator[EncodedPiece]:
+) -> Generator[EncodedPiece]:
     """Encode `pieces` with `workers` processes; yields them in their order.
 
     Raises:

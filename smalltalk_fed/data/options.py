@@ -102,14 +102,14 @@ class PrepareOptions:
             )
         return side
 
-    def sampled(self, first: Piece, share: float) -> bool:
-        """Whether a document is in the tokenizer's sample, a share of all chosen by hash."""
-        return share >= 1 or self._fraction(first, b"tokenizer") < share
+    def sampled(self, piece: Piece, share: float) -> bool:
+        """Whether a piece is in the tokenizer's sample, a share of all chosen by hash."""
+        return share >= 1 or self._fraction(piece, b"tokenizer") < share
 
-    def _fraction(self, first: Piece, purpose: bytes) -> float:
+    def _fraction(self, piece: Piece, purpose: bytes) -> float:
         key = f"{self.seed}".encode()[:64]
         digest = hashlib.blake2b(
-            first.text.encode(), digest_size=8, key=key, person=purpose.ljust(16, b"\0")
+            piece.text.encode(), digest_size=8, key=key, person=purpose.ljust(16, b"\0")
         )
         return int.from_bytes(digest.digest(), "big") / 2**64
 

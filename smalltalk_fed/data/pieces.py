@@ -43,16 +43,17 @@ def pieces_of(
         if size <= limit:
             continue
         text = "".join(pending)
-        while len(text) > limit:
-            cut = _cut(text, limit)
-            yield Piece(text[:cut], first, False, label, split)
-            first, text = False, text[cut:]
-        pending, size = [text], len(text)
+        start = 0
+        while len(text) - start > limit:
+            cut = _cut(text, start, limit)
+            yield Piece(text[start:cut], first, False, label, split)
+            first, start = False, cut
+        pending, size = [text[start:]], len(text) - start
     yield Piece("".join(pending), first, True, label, split)
 
 
-def _cut(text: str, limit: int) -> int:
-    for position in range(limit, limit // 2, -1):
+def _cut(text: str, start: int, limit: int) -> int:
+    for position in range(start + limit, start + limit // 2, -1):
         if text[position] in " \n" and not text[position - 1].isspace():
             return position
-    return limit
+    return start + limit

@@ -9,20 +9,20 @@ the end, so an interruption or a full disk leaves nothing half made.
 from __future__ import annotations
 
 import errno
-import hashlib
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from smalltalk_fed import __version__
-from smalltalk_fed.config.manifest import CorpusManifest
+from smalltalk_fed.config.manifest import CorpusManifest, sha256
 from smalltalk_fed.data.corpus import TOKEN_DTYPES, TOKENIZER_FOLDER
-from smalltalk_fed.data.encoding import encode_in_order
+from smalltalk_fed.data.encoding import EncodedPiece, encode_in_order
 from smalltalk_fed.data.options import (
     DEFAULT_VOCABULARY,
     PrepareOptions,
@@ -103,6 +103,7 @@ class _Preparation:
         progress: Progress | None,
     ) -> None:
         self._options, self._sources, self._folder = options, sources, folder
+        self._tokenizer_folder = folder / TOKENIZER_FOLDER
         self._progress = progress or (lambda _: None)
         self._bytes_total = sum(source.size_bytes for source in sources)
         self._text_bytes = sum(source.text_bytes_estimate for source in sources)
@@ -113,25 +114,12 @@ class _Preparation:
     def run(self) -> CorpusManifest:
         """Tokenizer, then tokens, then the descriptions."""
         started = time.monotonic()
-        options, folder = self._options, self._folder / TOKENIZER_FOLDER
-        if options.tokenizer is not None:
-            take_tokenizer(options.tokenizer, folder)
-        else:
-            train_tokenizer(self._sample(), options.vocabulary or DEFAULT_VOCABULARY, folder)
-        tokenizer = load_tokenizer(folder)
-        vocabulary = vocabulary_size(tokenizer)
+        options = self._options
+        vocabulary, join = self._make_tokenizer()
         dtype: Literal["uint16", "uint32"] = "uint16" if vocabulary <= 1 << 16 else "uint32"
-        end = end_of_text_id(folder, tokenizer)
-        if options.packing == "concat" and end is None:
-            raise DataError(
-                f"the tokenizer {options.tokenizer} has no end-of-text token to join documents "
-                "with; use packing 'cut'."
-            )
-        del tokenizer
         packers: dict[Side, Packer] = {}
         writers: dict[Side, SplitWriter] = {}
         for side in self._counts:
-            join = end if options.packing == "concat" else None
             packers[side] = Packer(options.sequence_tokens, TOKEN_DTYPES[dtype], join)
             writers[side] = SplitWriter(
                 self._folder, side, options.sequence_tokens, dtype, options.shard_bytes
@@ -151,7 +139,7 @@ class _Preparation:
             sequence_tokens=options.sequence_tokens,
             dtype=dtype,
             vocabulary=vocabulary,
-            tokenizer_sha256=hashlib.sha256((folder / TOKENIZER_FILE).read_bytes()).hexdigest(),
+            tokenizer_sha256=sha256((self._tokenizer_folder / TOKENIZER_FILE).read_bytes()),
             train=splits["train"],
             heldout=splits["heldout"],
         )
@@ -159,15 +147,47 @@ class _Preparation:
         write_descriptions(self._folder, manifest, source, options.label_field, names)
         return manifest
 
+    def _make_tokenizer(self) -> tuple[int, int | None]:
+        """Train or take the tokenizer; its vocabulary, and the token that joins documents."""
+        options, folder = self._options, self._tokenizer_folder
+        if options.tokenizer is not None:
+            take_tokenizer(options.tokenizer, folder)
+        else:
+            train_tokenizer(self._sample(), options.vocabulary or DEFAULT_VOCABULARY, folder)
+        tokenizer = load_tokenizer(folder)
+        if options.packing == "cut":
+            return vocabulary_size(tokenizer), None
+        end = end_of_text_id(folder, tokenizer)
+        if end is None:
+            raise DataError(
+                f"the tokenizer {options.tokenizer} has no end-of-text token to join documents "
+                "with; use packing 'cut'."
+            )
+        return vocabulary_size(tokenizer), end
+
     def _encode(
         self, packers: dict[Side, Packer], writers: dict[Side, SplitWriter], dtype: str
     ) -> list[str]:
         """Read, encode, pack and write everything; returns the labels' names."""
         labels = LabelNames()
-        side: Side = "train"
         self._bytes_read = 0
         workers = self._options.worker_count(self._text_bytes)
-        encoded = encode_in_order(self._read(), self._folder / TOKENIZER_FOLDER, dtype, workers)
+        encoded = encode_in_order(self._read(), self._tokenizer_folder, dtype, workers)
+        with closing(encoded):  # ends the worker processes also when this is interrupted
+            self._pack(encoded, packers, writers, labels)
+        for packer in packers.values():
+            packer.finish()
+        self._tell(writers)
+        return labels.names
+
+    def _pack(
+        self,
+        encoded: Iterable[EncodedPiece],
+        packers: dict[Side, Packer],
+        writers: dict[Side, SplitWriter],
+        labels: LabelNames,
+    ) -> None:
+        side: Side = "train"
         for number, item in enumerate(encoded):
             piece = item.piece
             if piece.first:
@@ -180,27 +200,23 @@ class _Preparation:
             writers[side].append(*packers[side].add(item.tokens, piece.last, label))
             if number % _PROGRESS_PIECES == 0:
                 self._tell(writers)
-        for packer in packers.values():
-            packer.finish()
-        self._tell(writers)
-        return labels.names
 
     def _sample(self) -> Iterator[str]:
-        """Training text for the tokenizer: an even sample of documents up to the limit."""
+        """Training text for the tokenizer: an even sample of pieces up to the limit."""
         options = self._options
         limit = options.tokenizer_sample_bytes
         share = limit / max(1, self._text_bytes)
         self._bytes_read = 0
-        documents, wanted = 0, False
+        documents, train = 0, False
         for number, piece in enumerate(self._read()):
             if piece.first:
                 documents += 1
-                wanted = options.side_of(piece) == "train" and options.sampled(piece, share)
+                train = options.side_of(piece) == "train"
             if number % _PROGRESS_PIECES == 0:
                 self._progress(
                     PrepareProgress("tokenizer", self._bytes_read, self._bytes_total, documents, 0)
                 )
-            if wanted:
+            if train and (options.sampled(piece, share) or not self._sample_bytes):
                 self._sample_bytes += len(piece.text.encode())
                 yield piece.text
                 if self._sample_bytes >= limit:

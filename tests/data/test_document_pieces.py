@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ texts = st.text(
 def test_pieces_depend_on_the_text_alone(text: str, limit: int, reads: list[int]) -> None:
     whole = list(pieces_of([text], "label", "split", limit))
     cuts = [0, *sorted(min(read, len(text)) for read in reads), len(text)]
-    chunks = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    chunks = [text[a:b] for a, b in itertools.pairwise(cuts)]
     assert list(pieces_of(chunks, "label", "split", limit)) == whole
     assert "".join(piece.text for piece in whole) == text
     assert all(len(piece.text) <= limit for piece in whole)
@@ -47,7 +48,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @given(text=texts)
 def test_pieces_give_the_documents_tokens(tokenizer: Tokenizer, text: str) -> None:
     pieces = list(pieces_of([text], limit=16))
-    if any(not _is_clean(a.text, b.text) for a, b in zip(pieces, pieces[1:], strict=False)):
+    if any(not _is_clean(a.text, b.text) for a, b in itertools.pairwise(pieces)):
         return  # no white space near the limit: cut anywhere, other tokens, same text
     tokens = [index for piece in pieces for index in tokenizer.encode(piece.text).ids]
     assert tokens == tokenizer.encode(text).ids
