@@ -79,7 +79,6 @@ class Coordinator:
         self._now = now
         for lease in self.leases.expired(now):
             self.leases.release(lease)
-            self.leases.cancelled.pop(lease.node_id, None)
             self._decide(
                 f"lease of {lease.key.unit_id} taken from {lease.node_id}",
                 f"nothing heard for {self.leases.lease_s:.0f} s",
@@ -191,7 +190,6 @@ class Coordinator:
             self.leases.present[node.node_id] = Presence(
                 node.node_id, message.incarnation, now, message.capabilities
             )
-            self.leases.cancelled.pop(node.node_id, None)
             self._decide(f"node {node.node_id} joined", f"it is called '{node.name}'")
         self._reply(conversation, msg.Joined(node.node_id, "part of the run"))
         self._advance(now)
@@ -324,8 +322,7 @@ class Coordinator:
 
     def _renew(self, key: UnitKey, working: msg.Working, node_id: str, now: float) -> str:
         """Prolong a lease, or say which unit to drop."""
-        told = self.leases.cancelled.pop(node_id, "")
-        if told == key.unit_id or key.unit_id in self.state.finished:
+        if key.unit_id in self.state.finished:  # somebody else was faster
             self.leases.drop_node(node_id)
             return key.unit_id
         lease = self.leases.by_node.get(node_id)
@@ -375,7 +372,7 @@ class Coordinator:
         return None
 
     def _offer(self, now: float) -> None:
-        """Give open units to waiting nodes: first to those that have the input at hand."""
+        """Give open units to waiting nodes."""
         leases, state = self.leases, self.state
         if state.phase in (Phase.FINISHED, Phase.FAILED):
             for waiting in list(leases.waiting.values()):
@@ -383,16 +380,13 @@ class Coordinator:
             return
         if now < leases.frozen_until or not leases.waiting:
             return
-        for holders_only in (True, False):
-            for waiting in list(leases.waiting.values()):
-                candidates = scheduling.unleased(state, leases)
-                if not candidates:
-                    break
-                if holders_only:
-                    candidates = [k for k in candidates if state.holder(k) == waiting.node_id]
-                chosen = scheduling.choose(state, leases, waiting.node_id, candidates, now)
-                if chosen is not None:
-                    self._lease(waiting, chosen[0], chosen[1], now)
+        for waiting in list(leases.waiting.values()):
+            candidates = scheduling.unleased(state, leases)
+            if not candidates:
+                break
+            chosen = scheduling.choose(state, leases, waiting.node_id, candidates, now)
+            if chosen is not None:
+                self._lease(waiting, chosen[0], chosen[1], now)
         if not scheduling.unleased(state, leases):
             for waiting in list(leases.waiting.values()):
                 slow = scheduling.straggler(state, leases, waiting.node_id, now)

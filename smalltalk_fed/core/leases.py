@@ -60,7 +60,6 @@ class Leases:
         self.by_node: dict[str, Lease] = {}
         self.present: dict[str, Presence] = {}
         self.waiting: dict[str, Waiting] = {}
-        self.cancelled: dict[str, str] = {}  # node -> unit id that it should drop
         self.failures: dict[UnitKey, list[tuple[str, str]]] = {}  # unit -> (node, reason)
         self._durations: dict[UnitKind, list[float]] = {}
 
@@ -82,7 +81,7 @@ class Leases:
             del self.by_node[lease.node_id]
 
     def finish(self, key: UnitKey, node_id: str, now: float) -> float:
-        """End all leases of a finished unit; other holders are told to drop it.
+        """End all leases of a finished unit; other holders learn it with their next heartbeat.
 
         Returns the seconds that the finishing node held it, 0 if it held no lease.
         """
@@ -91,8 +90,6 @@ class Leases:
             if lease.node_id == node_id:
                 seconds = now - lease.since
                 self._durations.setdefault(key.kind, []).append(seconds)
-            else:
-                self.cancelled[lease.node_id] = key.unit_id
             self.release(lease)
         self.failures.pop(key, None)
         return seconds

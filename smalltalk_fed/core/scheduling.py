@@ -2,7 +2,8 @@
 
 Rules, in this order:
 1. A node gets units whose input it already has (it did the round before).
-2. Units that have no such node, or whose node is away or busy with another unit.
+2. Units that have no such node, or whose node is away or busy with another unit; one whose
+   node is here and free is kept for it.
 3. Units that this node failed at, once every node that is here has tried.
 4. When nothing is open: a copy of a straggler's unit, if it has run much longer than usual.
 A unit that only its holder can do goes to nobody else.

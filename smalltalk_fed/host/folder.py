@@ -19,7 +19,6 @@ import json
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,11 +26,9 @@ from pathlib import Path
 from smalltalk_fed.config.manifest import CorpusManifest, RunManifest, make_manifest, sha256
 from smalltalk_fed.config.run import RunConfig
 from smalltalk_fed.errors import DataError, UserError, WorldError
-from smalltalk_fed.wire.certificates import CertificateAuthority
+from smalltalk_fed.wire.certificates import CertificateAuthority, key_to_pem, make_key
+from smalltalk_fed.wire.secret_files import OTHERS_WRITE, private_folder, write_secret
 from smalltalk_fed.wire.signing import SigningKey
-
-SERVER_NAME = "smalltalk-coordinator"
-OPERATOR_NAME = "operator"
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,10 @@ class RunFolder:
             (making / "addresses.json").write_text(json.dumps(asdict(addresses)))
             authority = CertificateAuthority.create(f"smalltalk {run_id}", now)
             authority.save(making / "authority")
-            authority.save_operator(making / "operator", OPERATOR_NAME, now)
+            key = make_key()
+            private_folder(making / "operator")
+            write_secret(making / "operator" / "key.pem", key_to_pem(key))
+            write_secret(making / "operator" / "cert.pem", authority.issue_operator(key, now))
             SigningKey.create().save(making / "signing.key")
             if path.exists():
                 path.rmdir()
@@ -113,7 +113,7 @@ class RunFolder:
             ) from None
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"{path} can't be read ({error}).") from None
-        if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if path.stat().st_mode & OTHERS_WRITE:
             raise UserError(f"others can write to {path}; run `chmod go-w {path}` first.")
         return cls(path, manifest, addresses)
 

@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import multiprocessing
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
@@ -211,8 +212,8 @@ class Host:
             self._pool = ProcessPoolExecutor(max_workers=1, mp_context=context)
         return self._pool
 
-    def _spawn(self, coroutine: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(coroutine)  # type: ignore[arg-type]
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -12,6 +12,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import MAX_FAILURES
 from smalltalk_fed.core.events import UnitAccepted
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.scheduling import RESERVE_S
 from smalltalk_fed.core.units import UnitKey
 from smalltalk_fed.errors import Malformed, Refused
 
@@ -72,6 +73,36 @@ def test_a_router_stays_with_the_node_that_has_its_parameters(world: World, node
     a.look()
     for expert, owner in held.items():
         assert owner.unit and owner.unit.unit_id == f"router_round/{expert}/2"
+
+
+def test_a_unit_is_kept_for_its_holder_for_a_moment_and_then_given_away(
+    world: World, node: Nodes
+) -> None:
+    a, b = node("a"), node("b")
+    a.poll()
+    b.poll()
+    b.done()
+    a.poll(finished=a.result(), wants_work=False)  # and says nothing more
+    b.look()
+    b.done()
+    assert b.unit is None  # router 0 waits for a, who has its parameters
+    world.advance(RESERVE_S - 0.1)
+    assert b.look() is None
+    world.advance(0.2)
+    assert b.look()
+    assert b.unit
+    assert b.unit.unit_id == "router_round/0/2"
+
+
+def test_a_node_can_not_claim_a_unit_that_has_all_its_copies(world: World, node: Nodes) -> None:
+    a, b, c = node("a"), node("b"), node("c")
+    a.poll()
+    b.unit = c.unit = a.unit
+    b.beat()  # says that it is at a's unit too, as after a restart: one copy is allowed
+    order = c.beat()
+    assert order
+    assert order.cancel == "router_round/0/1"
+    assert len(world.coordinator.leases.by_unit[a.unit.key]) == 2  # type: ignore[union-attr]
 
 
 def test_a_round_begins_only_when_all_of_the_last_are_in(world: World, node: Nodes) -> None:
@@ -253,6 +284,22 @@ def test_experts_that_stay_home_are_evaluated_by_their_own_nodes() -> None:
         assert not finished[f"train_expert/{expert}"].outputs
         trained, evaluated = finished[f"train_expert/{expert}"], finished[f"evaluate/{expert}"]
         assert trained.node_id == evaluated.node_id
+
+
+def test_an_expert_that_stayed_home_waits_for_its_node() -> None:
+    world = World(make_manifest(expert={"collect": "never"}))
+    a = FakeNode(world, "a").enrol().join()
+    a.poll()
+    while world.coordinator.state.phase is not Phase.EVALUATING:
+        a.done()
+        a.look()
+    b = FakeNode(world, "b").enrol().join()
+    assert a.unit
+    assert b.poll() is None  # a is busy with one of its two, but has both
+    world.advance(100.0)
+    if b.question in world.answers:
+        b.poll()
+    assert b.unit is None
 
 
 def test_without_held_out_text_nothing_is_evaluated() -> None:

@@ -1,0 +1,45 @@
+# Two commands do everything: `make demo` and `make test`. Only Python 3.11+ is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread a process unless a recipe says otherwise: processes that spin against each other
+# on two cores are a hundred times slower.
+export OMP_WAIT_POLICY := PASSIVE
+ARGS ?=
+
+.PHONY: demo test test-all lint protos clean
+
+demo: $(VENV)/.installed
+	$(BIN)/smalltalk demo $(ARGS)
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The stubs are committed; a test checks that they are those of protos/.
+protos: $(VENV)/.installed-dev
+	$(BIN)/python -m grpc_tools.protoc -I smalltalk_fed/proto/v1=protos \
+	  --python_out=. --pyi_out=. --grpc_python_out=. smalltalk_fed/proto/v1/smalltalk.proto
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "smalltalk-fed needs Python 3.11 or newer; set PYTHON=/path/to/it")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
+	touch $@
+
+$(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

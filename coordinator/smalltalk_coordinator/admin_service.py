@@ -1,0 +1,73 @@
+"""The operator's calls, on the run's port: status, invite, revoke, pause, resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from smalltalk_coordinator.calls import caller, served
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.host.host import Host
+from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
+from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
+from smalltalk_fed.wire import convert_admin
+
+
+class AdminService(pb_grpc.AdminServicer):
+    """Serves whoever holds the operator's certificate."""
+
+    def __init__(self, host: Host, status: Callable[[], dict[str, Any]]) -> None:
+        self._host = host
+        self._status = status
+
+    @served
+    async def Status(  # noqa: N802
+        self, request: pb.StatusRequest, context: grpc.aio.ServicerContext
+    ) -> pb.StatusReply:
+        """The run as one JSON object."""
+        caller(context, self._host.clock, "operator")
+        return pb.StatusReply(json=json.dumps(self._status()).encode())
+
+    @served
+    async def Invite(  # noqa: N802
+        self, request: pb.InviteRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AdminReply:
+        """Make an invitation; its secret stays with the operator."""
+        return await self._do(convert_admin.invite_from_proto(request), context)
+
+    @served
+    async def CancelInvite(  # noqa: N802
+        self, request: pb.CancelInviteRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AdminReply:
+        """Void an invitation."""
+        return await self._do(convert_admin.cancel_invite_from_proto(request), context)
+
+    @served
+    async def Revoke(  # noqa: N802
+        self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AdminReply:
+        """Shut a node out."""
+        return await self._do(convert_admin.revoke_from_proto(request), context)
+
+    @served
+    async def Pause(  # noqa: N802
+        self, request: pb.PauseRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AdminReply:
+        """Give out no more work."""
+        return await self._do(convert_admin.pause_from_proto(request), context)
+
+    @served
+    async def Resume(  # noqa: N802
+        self, request: pb.ResumeRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AdminReply:
+        """Go on."""
+        return await self._do(msg.Resume(), context)
+
+    async def _do(self, message: msg.Request, context: grpc.aio.ServicerContext) -> pb.AdminReply:
+        caller(context, self._host.clock, "operator")
+        done = await self._host.ask(message)
+        assert isinstance(done, msg.Done)
+        return convert_admin.done_to_proto(done)

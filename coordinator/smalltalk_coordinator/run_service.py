@@ -1,0 +1,196 @@
+"""The nodes' port: Join, Exchange, blobs, Leave. Thin: identity, conversion, limits, bytes.
+
+Decisions are the core's (`Host.ask`). At most `UPLOADS_AT_ONCE` uploads are written at a
+time, so that many nodes handing in at once cost the memory of a few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+from google.protobuf.message import Message
+
+from smalltalk_coordinator.calls import abort, caller, counted, served
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.admission import known
+from smalltalk_fed.core.units import UnitKey
+from smalltalk_fed.errors import Malformed, OurError, Refused, SmalltalkError
+from smalltalk_fed.host.blobs import Upload
+from smalltalk_fed.host.host import Host
+from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
+from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
+from smalltalk_fed.telemetry.ledger import Ledger, kind_of
+from smalltalk_fed.wire import convert
+from smalltalk_fed.wire.signing import SigningKey, sign_manifest, verify_result
+from smalltalk_fed.wire.values import digest_from_proto
+
+UPLOADS_AT_ONCE = 4
+
+
+class RunService(pb_grpc.RunServicer):
+    """Serves the nodes of one run."""
+
+    def __init__(self, host: Host, ledger: Ledger, signing_key: SigningKey) -> None:
+        self._host = host
+        self._ledger = ledger
+        manifest = host.manifest.to_bytes()
+        self._manifest = manifest
+        self._manifest_signature = sign_manifest(signing_key, manifest)
+        self._public_key = signing_key.public_bytes
+        self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+
+    @served
+    async def Join(  # noqa: N802
+        self, request: pb.JoinRequest, context: grpc.aio.ServicerContext
+    ) -> pb.JoinReply:
+        """A node's process presents itself and gets the signed manifest."""
+        node_id = caller(context, self._host.clock)
+        joined = await self._host.ask(convert.join_from_proto(node_id, request))
+        assert isinstance(joined, msg.Joined)
+        reply = convert.welcome_to_proto(
+            convert.Welcome(joined, self._manifest, self._manifest_signature, self._public_key)
+        )
+        self._count(node_id, "join", request, reply)
+        return reply
+
+    @served
+    async def Exchange(  # noqa: N802
+        self, request: pb.ExchangeRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ExchangeReply:
+        """What the node did and does; the next order. Held while there is nothing to do."""
+        node_id = caller(context, self._host.clock)
+        exchange = convert.exchange_from_proto(node_id, request)
+        if exchange.finished:
+            self._check_signature(exchange)
+        order = await self._host.ask(exchange)
+        assert isinstance(order, msg.Order)
+        reply = convert.order_to_proto(order)
+        self._count(node_id, "exchange", request, reply)
+        return reply
+
+    @served
+    async def Leave(  # noqa: N802
+        self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext
+    ) -> pb.LeaveReply:
+        """The node goes; its leases are free at once."""
+        node_id = caller(context, self._host.clock)
+        left = await self._host.ask(convert.leave_from_proto(node_id, request))
+        assert isinstance(left, msg.Left)
+        reply = convert.left_to_proto(left)
+        self._count(node_id, "leave", request, reply)
+        return reply
+
+    @served
+    async def BlobState(  # noqa: N802
+        self, request: pb.BlobStateRequest, context: grpc.aio.ServicerContext
+    ) -> pb.BlobStateReply:
+        """How much of a blob is there."""
+        node_id = self._known(context)
+        digest = digest_from_proto(request.digest)
+        reply = pb.BlobStateReply(
+            received=self._host.blobs.received(digest), complete=self._host.blobs.has(digest)
+        )
+        self._count(node_id, "blob_state", request, reply)
+        return reply
+
+    @served
+    async def PutBlob(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.BlobPart], context: grpc.aio.ServicerContext
+    ) -> pb.BlobStateReply:
+        """Take a blob in; an interrupted upload goes on at its offset."""
+        node_id = self._known(context)
+        async with self._uploads:
+            first = await anext(aiter(request_iterator), None)
+            if first is None:
+                raise Malformed("an upload without a first part")
+            announced = convert.upload_from_proto(first)
+            name, size = announced.ref.name, announced.ref.size
+            self._wanted(announced)
+            kind = kind_of(name, announced.unit_id)
+            self._ledger.message(node_id, kind, "up", first.ByteSize())
+            blobs = self._host.blobs
+            if blobs.has(announced.ref.digest):
+                return pb.BlobStateReply(received=size, complete=True)
+            limit = self._host.coordinator.state.size_limit(name)
+            upload = blobs.upload(announced.ref.digest, size, limit)
+            try:
+                if upload.received != announced.offset:
+                    raise Refused(
+                        f"the upload begins at byte {announced.offset}, "
+                        f"{upload.received} bytes are here; ask BlobState and go on there"
+                    )
+                await asyncio.to_thread(upload.write, first.data)
+                async for part in request_iterator:
+                    self._ledger.message(node_id, kind, "up", part.ByteSize())
+                    await asyncio.to_thread(upload.write, part.data)
+            finally:
+                upload.pause()
+            reply = await asyncio.to_thread(_finish, upload, size)
+        self._ledger.message(node_id, kind, "down", reply.ByteSize())
+        return reply
+
+    async def GetBlob(  # noqa: N802
+        self, request: pb.GetBlobRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.BlobPart]:
+        """Send a blob from an offset on."""
+        try:
+            node_id = self._known(context)
+            digest = digest_from_proto(request.digest)
+            kind = kind_of(request.name[:40])
+            self._ledger.message(node_id, kind, "up", request.ByteSize())
+            for data in self._host.blobs.parts(digest, request.offset):
+                part = pb.BlobPart(data=data)
+                self._ledger.message(node_id, kind, "down", part.ByteSize())
+                yield part
+        except SmalltalkError as error:
+            await abort(context, error)
+
+    # --------------------------------------------------------------------------------- small
+
+    def _known(self, context: grpc.aio.ServicerContext) -> str:
+        node_id = caller(context, self._host.clock)
+        known(self._host.coordinator.state, node_id)  # a revoked node is refused here too
+        return node_id
+
+    def _wanted(self, upload: convert.Upload) -> None:
+        """Whether the run has any use for this blob."""
+        state = self._host.coordinator.state
+        key = UnitKey.parse(upload.unit_id)
+        if upload.ref.name not in state.outputs_of(key):
+            raise Malformed(f"{upload.unit_id} has no output '{upload.ref.name[:40]}'")
+        if not state.in_phase(key) and not state.is_finished(key):
+            raise Refused(f"{upload.unit_id} is not part of the run's present phase")
+
+    def _check_signature(self, exchange: msg.Exchange) -> None:
+        """The result must be signed with the key that the node registered at Join."""
+        result = exchange.finished
+        if result is None:
+            raise OurError("no result to check; this is a bug")
+        state = self._host.coordinator.state
+        key = UnitKey.parse(result.unit_id)
+        node = known(state, exchange.node_id)
+        if state.is_finished(key):
+            return  # said again; it changes nothing
+        if not state.in_phase(key):
+            raise Refused(f"{result.unit_id} is not part of the run's present phase")
+        verify_result(
+            bytes.fromhex(node.signing_key),
+            self._host.manifest.run_id,
+            exchange.node_id,
+            exchange.incarnation,
+            state.unit(key),
+            result,
+        )
+
+    def _count(self, node_id: str, kind: str, request: Message, reply: Message) -> None:
+        counted(self._ledger, node_id, kind, request, reply)
+
+
+def _finish(upload: Upload, size: int) -> pb.BlobStateReply:
+    """Make the upload count if all of it is here."""
+    if upload.received < size:
+        return pb.BlobStateReply(received=upload.received, complete=False)
+    upload.finish()
+    return pb.BlobStateReply(received=size, complete=True)

@@ -1,0 +1,122 @@
+"""Whatever nodes say and whenever they vanish, the run keeps its invariants and can end."""
+
+from __future__ import annotations
+
+import contextlib
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support.core_world import FakeNode, World, make_manifest
+
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.events import UnitAccepted
+from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.errors import PeerError
+
+NODES = st.integers(0, 3)
+
+
+class Runs(RuleBasedStateMachine):
+    """Four nodes that work, stall, restart, repeat themselves; a coordinator that restarts."""
+
+    @initialize(seed=st.booleans(), collect=st.sampled_from(["final", "never"]))
+    def begin(self, seed: bool, collect: str) -> None:
+        expert = {"init": "seed" if seed else "fresh", "collect": collect}
+        self.world = World(make_manifest(expert=expert))
+        self.nodes = [FakeNode(self.world, name).enrol().join() for name in "abcd"]
+
+    @rule(which=NODES)
+    def ask(self, which: int) -> None:
+        node = self.nodes[which]
+        node.look()
+        with contextlib.suppress(PeerError):
+            node.beat() if node.unit else node.poll()
+        order = node.look()
+        if order and node.unit and order.cancel == node.unit.unit_id:
+            node.unit = order.unit
+
+    @rule(which=NODES)
+    def finish(self, which: int) -> None:
+        node = self.nodes[which]
+        node.look()
+        if node.unit:
+            with contextlib.suppress(PeerError):
+                node.done()
+
+    @rule(which=NODES)
+    def fail(self, which: int) -> None:
+        node = self.nodes[which]
+        node.look()
+        if node.unit and len(self.world.coordinator.leases.failures.get(node.unit.key, ())) < 4:
+            failure = msg.Failure(node.unit.unit_id, "bad luck")
+            node.unit = None
+            with contextlib.suppress(PeerError):
+                node.poll(failed=failure)
+
+    @rule(which=NODES)
+    def restart_node(self, which: int) -> None:
+        node = self.nodes[which]
+        node.incarnation += 1
+        node.unit, node.question = None, 0
+        node.join()
+
+    @rule(which=NODES)
+    def leave(self, which: int) -> None:
+        node = self.nodes[which]
+        node.unit = None
+        with contextlib.suppress(PeerError):
+            self.world.ask(msg.Leave(node.node_id, node.incarnation))
+
+    @rule(seconds=st.sampled_from([0.1, 3.0, 11.0, 25.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.advance(seconds)
+
+    @rule()
+    def restart_coordinator(self) -> None:
+        self.world.restart()
+        for node in self.nodes:
+            node.question = 0
+            node.join()
+
+    @invariant()
+    def no_unit_is_accepted_twice(self) -> None:
+        accepted = [e.unit_id for e in self.world.journal if isinstance(e, UnitAccepted)]
+        assert len(accepted) == len(set(accepted))
+
+    @invariant()
+    def no_more_live_leases_than_allowed_copies(self) -> None:
+        leases = self.world.coordinator.leases
+        for held in leases.by_unit.values():
+            assert 1 <= len(held) <= 2
+            assert all(leases.by_node[lease.node_id] is lease for lease in held)
+
+    @invariant()
+    def hard_state_is_the_fold_of_the_journal(self) -> None:
+        fresh = World(self.world.manifest)
+        for event in self.world.journal:
+            fresh.coordinator.apply(event)
+        assert fresh.coordinator.state == self.world.coordinator.state
+
+    def teardown(self) -> None:
+        """If all nodes come back, the run ends."""
+        for node in self.nodes:
+            node.incarnation += 1
+            node.unit, node.question = None, 0
+            node.join()
+        for _ in range(400):
+            if self.world.coordinator.state.phase in (Phase.FINISHED, Phase.FAILED):
+                return
+            for node in self.nodes:
+                node.look()
+                with contextlib.suppress(PeerError):
+                    if node.unit:
+                        node.done()
+                    elif node.question == 0 or node.question in self.world.answers:
+                        node.poll()
+            self.world.advance(1.0)
+        raise AssertionError(f"stuck in {self.world.coordinator.state.phase}")
+
+
+Runs.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestRuns = Runs.TestCase
