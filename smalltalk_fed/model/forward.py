@@ -17,7 +17,7 @@ GPUs included, runs the model's own forward: there torch.compile does this work.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,38 +38,53 @@ class Forward(Protocol):
     def __call__(self, tokens_BxS: Tensor) -> Tensor: ...
 
     @property
-    def head_VxH(self) -> Tensor: ...
+    def head(self) -> Tensor: ...
 
 
-def make_forward(model: nn.Module, compile_model: bool = False) -> Forward | None:
+def make_forward(
+    model: nn.Module, *, compile_model: bool = False, lean: bool = True
+) -> Forward | None:
     """Return how to compute `model`'s hidden states; None where only its logits are known.
 
-    `compile_model` lets torch.compile at the model's own forward (on a GPU).
+    `compile_model` lets torch.compile at the model's own forward (on a GPU). `lean` = False
+    keeps to that forward also where `LeanLlama` could stand for it.
     """
-    if is_lean(model):
+    if lean and is_lean(model):
         return LeanLlama(model)
     kind = getattr(getattr(model, "config", None), "model_type", "")
-    if kind not in PLAIN_HEADS or getattr(model.get_output_embeddings(), "bias", None) is not None:
+    if kind not in PLAIN_HEADS or getattr(_output(model), "bias", None) is not None:
         return None
     return ModuleForward(model, compile_model)
 
 
 def is_lean(model: nn.Module) -> bool:
     """Whether `LeanLlama` can stand for this model: a plain Llama, fp32, on a CPU."""
+    return has_llama_shape(model) and all(
+        w.device.type == "cpu" and w.dtype == torch.float32 for w in model.parameters()
+    )
+
+
+def has_llama_shape(model: nn.Module) -> bool:
+    """Whether this is a Llama as `build` makes them: no biases, plain rotary embedding."""
     if not isinstance(model, LlamaForCausalLM):
         return False
     config = model.config
-    rope = getattr(config, "rope_parameters", None) or {"rope_type": "default"}
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     return (
         config.num_key_value_heads == config.num_attention_heads
+        and config.head_dim * config.num_attention_heads == config.hidden_size
         and config.hidden_act == "silu"
         and not config.attention_bias
         and not config.mlp_bias
         and not config.attention_dropout
         and rope.get("rope_type", "default") == "default"
-        and getattr(config, "rope_scaling", None) in (None, rope)
-        and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in model.parameters())
     )
+
+
+def _output(model: Any) -> nn.Module:
+    """Return the module that turns hidden states into logits."""
+    module: nn.Module = model.get_output_embeddings()
+    return module
 
 
 class ModuleForward:
@@ -77,13 +92,14 @@ class ModuleForward:
 
     def __init__(self, model: nn.Module, compile_model: bool = False) -> None:
         self._model = model
-        body = model.base_model
+        body: Any = model.base_model
         self._body = torch.compile(body, dynamic=False) if compile_model else body
 
     @property
-    def head_VxH(self) -> Tensor:
+    def head(self) -> Tensor:
         """The output matrix."""
-        weight: Tensor = self._model.get_output_embeddings().weight
+        weight = _output(self._model).weight
+        assert isinstance(weight, Tensor)
         return weight
 
     def __call__(self, tokens_BxS: Tensor) -> Tensor:
@@ -121,28 +137,43 @@ class LeanLlama:
         ]
         self._frequencies = model.model.rotary_emb.inv_freq
         self._turns = torch.empty(0, dtype=torch.complex64)
+        self._frozen: list[tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
 
     @property
-    def head_VxH(self) -> Tensor:
+    def head(self) -> Tensor:
         """The output matrix."""
         return self._head
+
+    def freeze(self) -> Self:
+        """Join the matrices once; for weights that don't change any more. Without gradients."""
+        with torch.no_grad():
+            self._frozen = self._joined()
+        return self
 
     def __call__(self, tokens_BxS: Tensor) -> Tensor:
         """Return the final hidden states [B, S, H]."""
         batch, length = tokens_BxS.shape
         turns = self._turns_for(length)
         x = nn.functional.embedding(tokens_BxS, self._embedding).view(batch * length, -1)
-        for norm_1, q, k, v, o, norm_2, gate, up, down in self._layers:
-            qkv = (
-                _Normalise.apply(x, self.eps)
-                @ (torch.cat((self._paired(q), self._paired(k), v)) * norm_1).t()
-            )
-            mixed = _attention(qkv, turns, batch, self.heads)
-            x = torch.addmm(x, mixed, o.t())
-            gate_up = _Normalise.apply(x, self.eps) @ (torch.cat((gate, up)) * norm_2).t()
-            x = torch.addmm(x, _Gate.apply(gate_up), down.t())
+        for qkv, o, gate_up, down in self._frozen or self._joined():
+            mixed = _attention(_Normalise.apply(x, self.eps) @ qkv, turns, batch, self.heads)
+            x = torch.addmm(x, mixed, o)
+            gated = _Gate.apply(_Normalise.apply(x, self.eps) @ gate_up)
+            x = torch.addmm(x, gated, down)
         hidden = _Normalise.apply(x, self.eps) * self._last_norm
         return hidden.view(batch, length, -1)
+
+    def _joined(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Return each layer's four matrices, ready to be multiplied from the right."""
+        return [
+            (
+                (torch.cat((self._paired(q), self._paired(k), v)) * norm_1).t(),
+                o.t(),
+                (torch.cat((gate, up)) * norm_2).t(),
+                down.t(),
+            )
+            for norm_1, q, k, v, o, norm_2, gate, up, down in self._layers
+        ]
 
     def _paired(self, weight: Tensor) -> Tensor:
         """Put row j of a head's first half beside row j of its second half."""
@@ -169,7 +200,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         normal, inverse = ctx.saved_tensors
         along = (grad * normal).mean(dim=-1, keepdim=True)
         return torch.addcmul(grad, normal, along, value=-1).mul_(inverse), None
@@ -186,7 +217,7 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=1)
         result = torch.empty_like(gate_up)
@@ -241,7 +272,7 @@ class _Turn(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         return _turned_back(torch.stack(grads[:2]), grads[2], ctx.turns), None, None, None
 
 
@@ -271,7 +302,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         query, key, value, turns, *kept = ctx.saved_tensors
         count, length, width = query.shape
         batch = count // ctx.heads

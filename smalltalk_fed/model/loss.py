@@ -65,14 +65,16 @@ class _TokenLosses(torch.autograd.Function):
         head_t = head.t()
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logits = (hidden[part] @ head_t).float()
-            chosen = logits.gather(1, targets[part, None])[:, 0]
-            losses[part] = torch.logsumexp(logits, dim=1) - chosen
+            block = (hidden[part] @ head_t).float()
+            chosen = block.gather(1, targets[part, None])
+            peak = block.amax(dim=1, keepdim=True)
+            sums = block.sub_(peak).exp_().sum(dim=1, keepdim=True)
+            losses[part] = (sums.log_() + peak - chosen)[:, 0]
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, head, targets = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
@@ -116,6 +118,6 @@ class _MeanLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_head = ctx.saved_tensors
         return grad_hidden.mul_(grad), grad_head.mul_(grad), None, None

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from smalltalk_fed.errors import Malformed, WorldError
 
@@ -47,9 +48,14 @@ def state_from_bytes(model: nn.Module, data: bytes) -> None:
     _copy(model, weights)
 
 
-def state_to_file(model: nn.Module, path: Path) -> None:
-    """Write what `state_to_bytes` gives to `path`, at once or not at all."""
-    write_atomically(path, lambda part: save_file(_portable(model), part, metadata=_METADATA))
+def state_to_file(model: nn.Module, path: Path, write: bool = True) -> None:
+    """Write what `state_to_bytes` gives to `path`, at once or not at all.
+
+    Of processes that hold a model together all must call this, and one `write`.
+    """
+    weights = _portable(model)
+    if write:
+        write_atomically(path, lambda part: save_file(weights, part, metadata=_METADATA))
 
 
 def state_from_file(model: nn.Module, path: Path) -> None:
@@ -91,10 +97,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _portable(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        name: weight.to("cpu", torch.float32).contiguous()
-        for name, weight in named_weights(model).items()
-    }
+    weights = {}
+    for name, weight in named_weights(model).items():
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        weights[name] = whole.to("cpu", torch.float32).contiguous()
+    return weights
 
 
 def _check_names(model: nn.Module, names: object) -> None:
