@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 ARGS ?=
 
-.PHONY: demo test test-all lint protos clean
+.PHONY: demo test test-all lint protos docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/smalltalk demo $(ARGS)
@@ -28,6 +28,10 @@ lint: $(VENV)/.installed-dev
 protos: $(VENV)/.installed-dev
 	$(BIN)/python -m grpc_tools.protoc -I smalltalk_fed/proto/v1=protos \
 	  --python_out=. --pyi_out=. --grpc_python_out=. smalltalk_fed/proto/v1/smalltalk.proto
+
+# Pages that are made from the code; a test checks that they are current.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/build.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "smalltalk-fed needs Python 3.11 or newer; set PYTHON=/path/to/it")'

@@ -93,7 +93,9 @@ def mermaid() -> str:
             lines.append(f"    {t.source} --> {t.target}: {t.trigger}")
     lines.append("    finished --> [*]")
     pausable = ", ".join(t.source for t in TRANSITIONS if t.trigger is Trigger.PAUSE)
-    lines.append(f"    note right of paused: {Trigger.PAUSE} in {pausable}; resume goes back there")
+    lines.append(
+        f"    note right of paused: {Trigger.PAUSE} in {pausable}, and resume goes back there"
+    )
     failing = ", ".join(t.source for t in TRANSITIONS if t.trigger is Trigger.FAIL)
     lines.append(f"    note right of failed: {Trigger.FAIL}, in {failing}")
     return "\n".join(lines)
