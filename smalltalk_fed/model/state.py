@@ -7,6 +7,7 @@ and dtype, every number finite. Nothing that executes is ever read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -92,7 +93,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             os.close(folder)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise WorldError(f"{path} can't be written: {error}.") from error
 
 

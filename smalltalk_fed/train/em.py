@@ -31,10 +31,10 @@ from smalltalk_fed.train.units import router_round, shard
 
 @dataclass(frozen=True)
 class Round:
-    """Who trained on what in a round: `expert_N` of the chunk's sequences `ids_N`."""
+    """Who trained on what in a round: the chunk's N sequences and the expert of each."""
 
-    ids_N: np.ndarray
-    expert_N: np.ndarray
+    ids: np.ndarray
+    experts: np.ndarray
     figures: dict[str, float]
 
 
