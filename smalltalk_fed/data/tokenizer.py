@@ -54,13 +54,7 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int, out: Path) -> Tokeniz
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    errors: list[BaseException] = []
-    try:
-        tokenizer.train_from_iterator(_remembering(texts, errors), trainer)
-    except BaseException:
-        if errors:  # the library passes on its own wrapping of what the iterator raised
-            raise errors[0] from None
-        raise
+    tokenizer.train_from_iterator(texts, trainer)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / TOKENIZER_FILE))
     _write_config(out, END_OF_TEXT)
@@ -167,16 +161,6 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
                 "nor of SentencePiece's kind."
             )
     return sizes
-
-
-def _remembering(texts: Iterator[str], errors: list[BaseException]) -> Iterator[str]:
-    try:
-        yield from texts
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        errors.append(error)
-        raise
 
 
 def _decoder_kinds(decoder: dict[str, Any] | None) -> set[str]:

@@ -24,6 +24,19 @@ texts = st.text(
 )
 
 
+def naive_lengths(text: str, limit: int) -> list[int]:
+    """The twin: cut at the last good place in the second half of the limit, or at the limit."""
+    if len(text) <= limit:
+        return [len(text)]
+    good = [
+        place
+        for place in range(limit // 2 + 1, limit + 1)
+        if text[place] in (" ", "\n") and not text[place - 1].isspace()
+    ]
+    cut = max(good, default=limit)
+    return [cut, *naive_lengths(text[cut:], limit)]
+
+
 @given(text=texts, limit=st.integers(2, 20), reads=st.lists(st.integers(0, 80), max_size=5))
 def test_pieces_depend_on_the_text_alone(text: str, limit: int, reads: list[int]) -> None:
     whole = list(pieces_of([text], "label", "split", limit))
@@ -31,7 +44,7 @@ def test_pieces_depend_on_the_text_alone(text: str, limit: int, reads: list[int]
     chunks = [text[a:b] for a, b in itertools.pairwise(cuts)]
     assert list(pieces_of(chunks, "label", "split", limit)) == whole
     assert "".join(piece.text for piece in whole) == text
-    assert all(len(piece.text) <= limit for piece in whole)
+    assert [len(piece.text) for piece in whole] == naive_lengths(text, limit)
     assert [piece.first for piece in whole] == [True] + [False] * (len(whole) - 1)
     assert [piece.last for piece in whole] == [False] * (len(whole) - 1) + [True]
     assert {(piece.label, piece.split) for piece in whole} == {("label", "split")}
