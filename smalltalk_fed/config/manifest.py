@@ -119,7 +119,7 @@ class RunManifest(BaseModel):
         return -(-self.train_sequences // self.config.router.chunk_sequences)
 
     def shard_range(self, index: int) -> tuple[int, int]:
-        """First and past-the-end sequence id of slice `index` of the training split.
+        """First and past-the-end place of slice `index` in the permuted training split.
 
         Slices differ by at most one sequence, so that none is too small to balance.
         """

@@ -23,7 +23,7 @@ from smalltalk_fed.mixture.assignment import (
     weighted_capacity,
 )
 from smalltalk_fed.mixture.idlists import decode_experts, encode_ids
-from smalltalk_fed.mixture.permutation import chunk_ids, derive_key
+from smalltalk_fed.mixture.permutation import chunk_ids, derive_key, shard_ids
 from smalltalk_fed.mixture.scores import decode_scores
 from smalltalk_fed.mixture.segments import segments_from_shards
 
@@ -91,7 +91,8 @@ def _segments(manifest: RunManifest, job: SegmentsJob, blobs: BlobStore) -> JobF
         if not np.array_equal(load_E, capacity(manifest, stop - start)):
             why = f"loads {load_E.tolist()} are not balanced"
             return JobFailed(job.job_id, f"assignment refused: {why}", f"shard/{index}")
-        shards.append((np.arange(start, stop), expert_N))
+        ids = shard_ids(manifest.config.run.seed, manifest.train_sequences, start, stop)
+        shards.append((ids, expert_N))
     segments = segments_from_shards(shards, manifest.experts)
     refs: list[BlobRef] = [blobs.put("segment", encode_ids(ids)) for ids in segments]
     figures = {f"load_{expert}": float(len(ids)) for expert, ids in enumerate(segments)}

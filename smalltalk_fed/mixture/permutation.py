@@ -151,6 +151,16 @@ def chunk_ids(
     return np.concatenate(parts)
 
 
+def shard_ids(seed: int, n_sequences: int, start: int, stop: int) -> Int64Array:
+    """Return the ids of one slice of the corpus, int64[stop - start].
+
+    A slice is a range of one permutation of the corpus, never of the corpus itself: text lies
+    there in the order of its sources, and a slice of one kind of text, divided evenly, would
+    give every expert its share of each kind.
+    """
+    return Permutation(n_sequences, derive_key(seed, "shard")).range(start, stop)
+
+
 def training_order(seed: int, ids: ArrayLike, count: int, *purpose: str | int) -> Int64Array:
     """Return the order in which a segment or share is trained on, int64[count].
 

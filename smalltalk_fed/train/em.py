@@ -24,7 +24,7 @@ from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.host.jobs import capacity
 from smalltalk_fed.mixture.assignment import assign, random_assignment
 from smalltalk_fed.mixture.idlists import decode_experts
-from smalltalk_fed.mixture.permutation import chunk_ids, derive_key
+from smalltalk_fed.mixture.permutation import chunk_ids, derive_key, shard_ids
 from smalltalk_fed.mixture.scores import decode_scores
 from smalltalk_fed.train.units import router_round, shard
 
@@ -92,15 +92,16 @@ def run_em(
             }
 
     final = [parameters for parameters in routers if parameters is not None]
-    slices = []
+    train_experts = np.empty(manifest.train_sequences, dtype=np.int32)
     for index in range(manifest.shard_count):
         start, stop = manifest.shard_range(index)
         experts_blob = shard(manifest, corpus, final, index, device=device).experts
-        slices.append(decode_experts(experts_blob, stop - start, experts))
+        ids = shard_ids(seed, manifest.train_sequences, start, stop)
+        train_experts[ids] = decode_experts(experts_blob, stop - start, experts)
     heldout = shard(manifest, corpus, final, 0, heldout=True, device=device).experts
     return Oracle(
         rounds=rounds,
         routers=final,
-        train_experts=np.concatenate(slices),
+        train_experts=train_experts,
         heldout_experts=decode_experts(heldout, manifest.heldout_sequences, experts),
     )

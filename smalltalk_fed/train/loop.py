@@ -124,7 +124,7 @@ def train(
                 _step(module, state, batch, rows, plan, float(weights_T[state.step]))
                 state.step += 1
                 run.report()
-                wish = interrupted() or (should_stop is not None and should_stop())
+                wish = (should_stop is not None and should_stop()) or interrupted()
                 stopped, save = world.agree(wish, keeper is not None and keeper.due)
                 if stopped:
                     break

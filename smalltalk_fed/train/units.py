@@ -23,7 +23,12 @@ from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.host.jobs import capacity
 from smalltalk_fed.mixture.assignment import assign, route
 from smalltalk_fed.mixture.idlists import encode_experts
-from smalltalk_fed.mixture.permutation import chunk_ids, derive_key, training_order
+from smalltalk_fed.mixture.permutation import (
+    chunk_ids,
+    derive_key,
+    shard_ids,
+    training_order,
+)
 from smalltalk_fed.mixture.scores import encode_scores
 from smalltalk_fed.model.build import build_model
 from smalltalk_fed.model.state import state_from_bytes, state_to_bytes
@@ -156,7 +161,11 @@ def shard(
     config = manifest.config
     use_threads(config.compute)
     split = corpus.heldout if heldout else corpus.train
-    ids = np.arange(*((0, len(split)) if heldout else manifest.shard_range(index)))
+    if heldout:
+        ids = np.arange(len(split))
+    else:
+        bounds = manifest.shard_range(index)
+        ids = shard_ids(config.run.seed, manifest.train_sequences, *bounds)
     models = [build_router(manifest, e, parameters) for e, parameters in enumerate(routers)]
     scores_NxE = score(
         models,
