@@ -1,5 +1,5 @@
-"""smalltalk-node: the program that a node operator runs on a machine that trains.
+"""The node's program: does work units on one machine, and says what leaves it.
 
-Joins a run with one token, takes work units from the coordinator, does them with
-`smalltalk_fed.train`, and sends back only what `--explain-egress` lists.
+It opens every conversation, trusts one authority alone, and imports torch only when work
+starts.
 """

@@ -1,0 +1,73 @@
+"""Blobs that this node has at hand, by digest: what it made or fetched, up to a size.
+
+Rules: a file is there whole or not at all, and its digest is checked when it is used; the
+least recently used go first when the limit is passed, never the one just asked for. A
+router that this node trained is in here when its next round begins, and need not travel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from smalltalk_fed.core.units import BlobRef
+from smalltalk_fed.errors import WorldError
+from smalltalk_node.transfer import ref_of
+
+CACHE_BYTES_MAX = 8 << 30
+
+
+class BlobCache:
+    """Files of one folder, one caller at a time."""
+
+    def __init__(self, folder: Path, bytes_max: int = CACHE_BYTES_MAX) -> None:
+        self._folder, self._bytes_max = folder, bytes_max
+
+    def get(self, ref: BlobRef, fetch: Callable[[BlobRef, Path], object]) -> Path:
+        """The blob's file; `fetch(ref, path)` brings it when it is not here."""
+        path = self._folder / ref.digest
+        if not self.has(ref):
+            fetch(ref, path)
+            self._make_room(keep=path)
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return path
+
+    def has(self, ref: BlobRef) -> bool:
+        """Whether the blob is here and undamaged; a damaged one is removed."""
+        path = self._folder / ref.digest
+        if not path.exists():
+            return False
+        if ref_of(ref.name, path) == ref:
+            return True
+        path.unlink(missing_ok=True)
+        return False
+
+    def put(self, ref: BlobRef, source: bytes | Path) -> Path:
+        """Keep bytes, or a copy of a file. Raises WorldError when the disk refuses."""
+        path = self._folder / ref.digest
+        part = path.with_name(f"{path.name}.own")
+        try:
+            if isinstance(source, bytes):
+                part.write_bytes(source)
+            else:
+                shutil.copyfile(source, part)
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise WorldError(f"{path} can't be written ({error.strerror or error}).") from error
+        self._make_room(keep=path)
+        return path
+
+    def _make_room(self, keep: Path) -> None:
+        files = [(path.stat(), path) for path in self._folder.iterdir() if path.is_file()]
+        total = sum(stat.st_size for stat, _ in files)
+        for stat, path in sorted(files, key=lambda entry: entry[0].st_mtime):
+            if total <= self._bytes_max:
+                break
+            if path != keep:
+                path.unlink(missing_ok=True)
+                total -= stat.st_size

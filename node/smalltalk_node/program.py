@@ -1,0 +1,327 @@
+"""`smalltalk-node run`: joins, then asks for work, does it, hands it in, until the run ends.
+
+Rules: this thread has the conversation (`core.session` says what is due), another does the
+work (`worker`), so that heartbeats go out while a unit is computed; a question that may be
+held is only asked while there is nothing to do. A coordinator that is not there is waited
+for, with growing, jittered pauses, and said so once in a while. A question that is refused
+is asked again after joining anew, since a restarted coordinator knows no presence. Ctrl-C
+hands leases back; a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS, RunManifest
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.session import Session, Todo
+from smalltalk_fed.errors import (
+    Malformed,
+    PeerError,
+    Refused,
+    SmalltalkError,
+    TooLarge,
+    WorldError,
+)
+from smalltalk_fed.host.clock import SystemClock
+from smalltalk_fed.telemetry.ledger import Ledger
+from smalltalk_fed.wire.convert import Welcome
+from smalltalk_node import machine
+from smalltalk_node.cache import BlobCache
+from smalltalk_node.connection import Connection
+from smalltalk_node.identity import NodeFolder
+from smalltalk_node.joining import Renewal, checked_manifest, corpus_bytes, open_corpus
+from smalltalk_node.records import NodeStatus, Records
+from smalltalk_node.work import Workplace
+from smalltalk_node.worker import Failed, Finished, Worker
+
+log = logging.getLogger("smalltalk.node")
+
+MANIFEST_FILE = "manifest.json"
+JOIN_FIRST_S = 0.5
+JOIN_LAST_S = 30.0
+SAY_WAITING_EVERY_S = 60.0
+HEARTBEAT_TIMEOUT_S = 30.0
+POLL_MARGIN_S = 30.0
+LOOK_EVERY_S = 0.5
+LEAVE_S = 5.0
+WORLD_FAILURES_MAX = 3  # units in a row that this machine could not do for its own reasons
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; `threads` 0: the manifest's, or torch's own choice."""
+
+    corpus: Path | None = None
+    device: str = "auto"
+    threads: int = 0
+
+
+class Program:
+    """One start of a node. `run` once; the folder must be locked."""
+
+    def __init__(self, folder: NodeFolder, options: Options) -> None:
+        self._folder, self._options = folder, options
+        self._clock = SystemClock()
+        self._stopping = threading.Event()
+        self._woken = threading.Event()
+        self._identity = folder.identity()
+        self._corpus = open_corpus(folder, options.corpus)
+        self._incarnation = folder.next_incarnation(self._clock.now())
+        self._machine = machine.probe(folder.path, options.device, options.threads)
+        self._ledger = Ledger()
+        self._connection = Connection(folder, self._identity, self._ledger)
+        self._renewal = Renewal(folder, self._connection)
+        status = NodeStatus(self._identity.node_id, self._identity.name)
+        status.incarnation = self._incarnation
+        self._records = Records(folder.path, status)
+        self._session = Session(self._identity.node_id, self._incarnation)
+        self._rejoined = False
+        self._world_failures = 0
+        self._said_at = float("-inf")
+
+    # ------------------------------------------------------------------------------ the run
+
+    def run(self) -> str:
+        """Take part until the run ends; returns the coordinator's reason.
+
+        Raises:
+            KeyboardInterrupt: stopped by a signal; the coordinator was told.
+            PeerError: shut out, with the reason.
+            UserError: the corpus is not the run's.
+            WorldError: this machine can't work, such as for a full disk.
+        """
+        with self._signals():
+            try:
+                manifest = self._take_part()
+                worker = self._make_worker(manifest)
+                try:
+                    return self._converse(worker, manifest)
+                finally:
+                    worker.stop(LEAVE_S)
+            except SmalltalkError as error:
+                self._end(str(error))
+                raise
+            except KeyboardInterrupt:
+                self._leave()
+                self._end("stopped by its operator")
+                raise
+            finally:
+                self._connection.close()
+
+    def _converse(self, worker: Worker, manifest: RunManifest) -> str:
+        poll_s = manifest.config.run.poll_s
+        while not self._stopping.is_set():
+            self._collect(worker)
+            self._renewal.when_due(self._clock.now())
+            now = self._clock.now()
+            todo = self._session.tick(now)
+            if todo.say is None:
+                due = self._session.deadline()
+                self._woken.wait(min(LOOK_EVERY_S, max(0.0, due - now) if due else LOOK_EVERY_S))
+                self._woken.clear()
+                continue
+            todo = self._ask(todo.say, poll_s, worker)
+            if todo.drop:
+                worker.drop(todo.drop)
+            if todo.start:
+                log.info("work", extra={"facts": {"unit": todo.start.unit_id}})
+                worker.start(todo.start)
+            if todo.end:
+                self._end(todo.end)
+                return todo.end
+            self._show(worker)
+        raise KeyboardInterrupt
+
+    def _ask(self, question: msg.Exchange, poll_s: float, worker: Worker) -> Todo:
+        """One question; its answer, or what its failure means."""
+        held = question.wants_work and question.working is None
+        timeout_s = poll_s + POLL_MARGIN_S if held else HEARTBEAT_TIMEOUT_S
+        unit = self._session.unit
+        try:
+            order = self._connection.exchange(question, timeout_s)
+        except Refused as error:
+            if self._rejoined:
+                return self._refused(question, error)
+            self._rejoined = True
+            log.info("joining again: %s", error)
+            self._session.lost(self._clock.now(), 0.0)
+            self._join()
+            return Todo()
+        except (Malformed, TooLarge) as error:
+            return self._refused(question, error)
+        except WorldError as error:
+            wait_s = self._session.lost(self._clock.now(), random.random())
+            self._say_waiting(error, wait_s)
+            return Todo()
+        self._rejoined = False
+        self._said_at = float("-inf")
+        todo = self._session.handle(order, self._clock.now())
+        if unit is not None and order.accepted == unit.unit_id:
+            worker.settled(unit)
+            self._records.status.units_done += 1
+        return todo
+
+    def _refused(self, question: msg.Exchange, error: PeerError) -> Todo:
+        if not (question.working or question.finished or question.failed):
+            raise error  # a plain question for work: saying it again would not help
+        log.warning("refused: %s", error)
+        return self._session.refused(str(error), self._clock.now())
+
+    # -------------------------------------------------------------------------- taking part
+
+    def _take_part(self) -> RunManifest:
+        """Join, and check what the run is before anything is done for it."""
+        self._renewal.when_due(self._clock.now())
+        welcome = self._join()
+        manifest = checked_manifest(welcome, self._identity, self._corpus)
+        self._folder.file(MANIFEST_FILE).write_bytes(welcome.manifest)
+        self._identity = self._folder.remember(
+            run_id=manifest.run_id,
+            coordinator_key=welcome.coordinator_key.hex(),
+            corpus=str(self._corpus.folder.absolute()),
+        )
+        self._records.status.run_id = manifest.run_id
+        machine.settle_threads(self._options.threads or manifest.config.compute.threads)
+        log.info(
+            "joined", extra={"facts": {"run": manifest.run_id, "node": self._identity.node_id}}
+        )
+        return manifest
+
+    def _join(self) -> Welcome:
+        """Present this process; waits for a coordinator that is not there."""
+        join = msg.Join(
+            self._identity.node_id,
+            self._incarnation,
+            PROTOCOL_VERSIONS[-1],
+            self._folder.signing_key().public_bytes,
+            machine.capabilities(
+                self._machine,
+                self._corpus.digest,
+                corpus_bytes(self._corpus),
+                self._records.status.tokens_per_s,
+            ),
+        )
+        wait_s = JOIN_FIRST_S
+        while True:
+            try:
+                return self._connection.join(join)
+            except WorldError as error:
+                pause_s = wait_s * (0.5 + 0.5 * random.random())
+                self._say_waiting(error, pause_s)
+                if self._stopping.wait(pause_s):
+                    raise KeyboardInterrupt from None
+                wait_s = min(2 * wait_s, JOIN_LAST_S)
+
+    def _make_worker(self, manifest: RunManifest) -> Worker:
+        place = Workplace(
+            manifest,
+            self._corpus,
+            self._folder.place("work"),
+            self._folder.place("experts"),
+            self._options.device,
+        )
+        cache = BlobCache(self._folder.place("cache"))
+        return Worker(
+            place,
+            cache,
+            self._connection,
+            self._folder.signing_key(),
+            self._incarnation,
+            self._woken.set,
+        )
+
+    # ----------------------------------------------------------------------- work and records
+
+    def _collect(self, worker: Worker) -> None:
+        outcomes, progress = worker.take(), worker.progress()
+        now, status = self._clock.now(), self._records.status
+        for outcome in outcomes:
+            match outcome:
+                case Finished(result, seconds):
+                    self._world_failures = 0
+                    facts = {"unit": result.unit_id, "seconds": round(seconds, 2)}
+                    log.info("done", extra={"facts": facts})
+                    self._records.metric("unit", **facts, figures=result.figures)
+                    status.tokens_per_s = result.figures.get("tokens_per_s", status.tokens_per_s)
+                    self._session.finish(result, now)
+                case Failed(unit_id, reason, world):
+                    log.warning(
+                        "can't be done here: %s", reason, extra={"facts": {"unit": unit_id}}
+                    )
+                    self._records.metric("failure", unit=unit_id, reason=reason)
+                    self._session.fail(unit_id, reason, now)
+                    self._world_failures = self._world_failures + 1 if world else 0
+                    if world and self._world_failures >= WORLD_FAILURES_MAX:
+                        raise world
+        if progress is not None:
+            status.tokens_per_s = progress.figures.get("tokens_per_s", status.tokens_per_s)
+            if self._session.unit and self._session.unit.unit_id == progress.unit_id:
+                self._session.progress(progress.fraction, progress.figures)
+        self._show(worker)
+
+    def _show(self, worker: Worker) -> None:
+        """Bring node-status.json up to date."""
+        status, unit, progress = self._records.status, self._session.unit, worker.progress()
+        before = (status.state, status.unit)
+        status.state = "working" if unit else "waiting"
+        status.unit = unit.unit_id if unit else ""
+        status.reason = self._session.reason
+        status.fraction = progress.fraction if progress and unit else 0.0
+        status.figures = dict(progress.figures) if progress and unit else {}
+        status.bytes = self._ledger.totals()
+        self._records.write_status(at_once=before != (status.state, status.unit))
+
+    def _say_waiting(self, error: WorldError, wait_s: float) -> None:
+        """Say once in a while that nobody answers."""
+        now = self._clock.now()
+        self._records.status.reason = str(error)
+        self._records.write_status()
+        if now - self._said_at >= SAY_WAITING_EVERY_S and not self._stopping.is_set():
+            self._said_at = now
+            log.warning("%s Trying again, first in %.1f s.", error, wait_s)
+
+    # --------------------------------------------------------------------------------- ending
+
+    def _leave(self) -> None:
+        """Hand leases back, if anybody listens."""
+        leave = msg.Leave(self._identity.node_id, self._incarnation, "stopped by its operator")
+        with contextlib.suppress(SmalltalkError):
+            self._connection.leave(leave, LEAVE_S)
+
+    def _end(self, reason: str) -> None:
+        status = self._records.status
+        status.state, status.reason, status.unit = "stopped", reason, ""
+        status.bytes = self._ledger.totals()
+        self._records.metric("end", reason=reason, bytes=self._ledger.by_kind())
+        self._records.write_status(at_once=True)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first signal stops in good order, the second at once."""
+
+        def stop(number: int, frame: object) -> None:
+            if self._stopping.is_set():
+                os._exit(130)
+            self._stopping.set()
+            self._woken.set()
+            self._connection.interrupt()
+            log.info("stopping; once more stops at once")
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,68 @@
+"""What a node writes down for people: node-status.json (now) and metrics.jsonl (so far).
+
+The status file is replaced at once, so that a reader sees a whole one; it is not made
+durable, since it says only what is. Nothing here leaves the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+STATUS_FILE = "node-status.json"
+METRICS_FILE = "metrics.jsonl"
+WRITE_EVERY_S = 0.5
+
+
+@dataclass
+class NodeStatus:
+    """What node-status.json says."""
+
+    node_id: str
+    name: str
+    run_id: str = ""
+    pid: int = field(default_factory=os.getpid)
+    incarnation: int = 0
+    state: str = "joining"  # joining, waiting, working, stopped
+    reason: str = ""  # the coordinator's last one, or why this node stopped
+    unit: str = ""
+    fraction: float = 0.0
+    tokens_per_s: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
+    units_done: int = 0
+    bytes: dict[str, int] = field(default_factory=dict)  # the ledger's totals
+    updated_at: float = 0.0
+
+
+class Records:
+    """The two files of one process."""
+
+    def __init__(self, folder: Path, status: NodeStatus) -> None:
+        self.status = status
+        self._status_path = folder / STATUS_FILE
+        self._metrics_path = folder / METRICS_FILE
+        self._written_at = float("-inf")
+
+    def write_status(self, *, at_once: bool = False) -> None:
+        """Write the status, at most every half second unless `at_once`."""
+        moment = time.monotonic()
+        if not at_once and moment - self._written_at < WRITE_EVERY_S:
+            return
+        self._written_at = moment
+        self.status.updated_at = time.time()
+        part = self._status_path.with_name(f".{STATUS_FILE}.part")
+        # A full disk must not end the work that is under way.
+        with contextlib.suppress(OSError):
+            part.write_text(json.dumps(asdict(self.status), sort_keys=True) + "\n")
+            part.replace(self._status_path)
+
+    def metric(self, event: str, **values: Any) -> None:
+        """Append one line to the metrics."""
+        line = {"at": time.time(), "event": event, "incarnation": self.status.incarnation}
+        with contextlib.suppress(OSError), self._metrics_path.open("a") as file:
+            file.write(json.dumps(line | values, sort_keys=True) + "\n")

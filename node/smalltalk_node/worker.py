@@ -1,0 +1,250 @@
+"""The thread that does work units: fetch, compute, upload, sign; the conversation goes on.
+
+Rules: one unit at a time, in the order they were started; a unit that was dropped stops at
+its next step and leaves its checkpoint. The network's silence is waited out here for as long
+as the unit is wanted, since the work is worth more than the wait; every other error ends the
+unit with a sentence for the coordinator. What happened is handed over in `take`, since the
+session belongs to the conversation's thread; `wake` tells it to look.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from smalltalk_fed.core.units import BlobRef, Result, Unit
+from smalltalk_fed.errors import Malformed, OurError, Refused, SmalltalkError, WorldError
+from smalltalk_fed.wire.signing import SigningKey, sign_result
+from smalltalk_node.cache import BlobCache
+from smalltalk_node.connection import Connection, NoAnswer
+from smalltalk_node.transfer import get_blob, put_blob, ref_of
+from smalltalk_node.work import (
+    Done,
+    Output,
+    Workplace,
+    check_inputs,
+    do_unit,
+    forget_unit,
+    known_file,
+)
+
+T = TypeVar("T")
+log = logging.getLogger("smalltalk.node")
+
+RETRY_FIRST_S = 0.5
+RETRY_LAST_S = 60.0
+UPLOAD_TRIES = 3
+CACHED_OUTPUTS = ("parameters",)  # needed again, by this very node, if it can be arranged
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A unit is done, uploaded and signed."""
+
+    result: Result
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A unit can't be done here. `ours`: the machine's trouble, such as a full disk."""
+
+    unit_id: str
+    reason: str
+    world: WorldError | None = None
+
+
+@dataclass
+class Progress:
+    """Where the unit in work is."""
+
+    unit_id: str
+    fraction: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Task:
+    unit: Unit
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+class Dropped(Exception):
+    """The unit is not wanted any more."""
+
+
+class Worker:
+    """Make it, `start` units, `take` what came of them."""
+
+    def __init__(
+        self,
+        place: Workplace,
+        cache: BlobCache,
+        connection: Connection,
+        signing_key: SigningKey,
+        incarnation: int,
+        wake: Callable[[], None],
+    ) -> None:
+        self._place, self._cache, self._connection = place, cache, connection
+        self._signing_key, self._incarnation, self._wake = signing_key, incarnation, wake
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._wanted: dict[str, _Task] = {}
+        self._outcomes: list[Finished | Failed] = []
+        self._progress: Progress | None = None
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------ called by the conversation's thread
+
+    def start(self, unit: Unit) -> None:
+        """Do `unit` when what came before is done or stopped."""
+        task = _Task(unit)
+        with self._lock:
+            self._wanted[unit.unit_id] = task
+        self._tasks.put(task)
+
+    def drop(self, unit_id: str) -> None:
+        """Stop working on a unit; nothing will be said of it."""
+        with self._lock:
+            task = self._wanted.pop(unit_id, None)
+        if task is not None:
+            task.stop.set()
+
+    def take(self) -> list[Finished | Failed]:
+        """What happened since the last call."""
+        with self._lock:
+            outcomes, self._outcomes = self._outcomes, []
+            return outcomes
+
+    def progress(self) -> Progress | None:
+        """Where the unit in work is, if one is."""
+        with self._lock:
+            now = self._progress
+            return replace(now, figures=dict(now.figures)) if now else None
+
+    def settled(self, unit: Unit) -> None:
+        """The unit's result counts: its checkpoints are not needed any more."""
+        forget_unit(self._place, unit)
+
+    def stop(self, wait_s: float) -> None:
+        """Stop everything; wait for the thread so long at the most."""
+        with self._lock:
+            tasks, self._wanted = list(self._wanted.values()), {}
+        for task in tasks:
+            task.stop.set()
+        self._tasks.put(None)
+        self._thread.join(wait_s)
+
+    # ------------------------------------------------------------------------- the thread
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            if task.stop.is_set():
+                continue
+            unit_id, began = task.unit.unit_id, time.monotonic()
+            outcome: Finished | Failed | None = None
+            with self._lock:
+                self._progress = Progress(unit_id)
+            try:
+                outcome = Finished(self._do(task), time.monotonic() - began)
+            except Dropped:
+                log.info("dropped", extra={"facts": {"unit": unit_id}})
+            except WorldError as error:
+                outcome = Failed(unit_id, str(error), error)
+            except SmalltalkError as error:
+                outcome = Failed(unit_id, str(error))
+            except Exception as error:  # a bug, or a device out of memory: others may manage
+                log.exception("unit failed", extra={"facts": {"unit": unit_id}})
+                outcome = Failed(unit_id, f"{type(error).__name__}: {error}")
+            with self._lock:
+                self._progress = None
+                wanted = self._wanted.get(unit_id) is task
+                if wanted and outcome is not None:
+                    del self._wanted[unit_id]
+                    self._outcomes.append(outcome)
+            self._wake()
+
+    def _do(self, task: _Task) -> Result:
+        from smalltalk_fed.train.plan import Stopped
+
+        unit = task.unit
+        check_inputs(self._place.manifest, unit)
+        inputs = {ref.name: self._fetch(task, ref) for ref in unit.inputs}
+
+        def on_progress(fraction: float, figures: dict[str, float]) -> None:
+            with self._lock:
+                if self._progress is not None:
+                    self._progress.fraction = min(1.0, max(0.0, fraction))
+                    finite = {k: v for k, v in figures.items() if math.isfinite(v)}
+                    self._progress.figures.update(finite)
+
+        try:
+            done = do_unit(unit, inputs, self._place, on_progress, task.stop.is_set)
+        except Stopped:
+            raise Dropped from None
+        return self._hand_in(task, done)
+
+    def _fetch(self, task: _Task, ref: BlobRef) -> Path:
+        known = known_file(self._place, task.unit, ref)
+        if known is not None and ref_of(ref.name, known) == ref:
+            return known
+        stop = task.stop.is_set
+        return self._patiently(
+            task,
+            lambda: self._cache.get(ref, lambda r, to: get_blob(self._connection, r, to, stop)),
+        )
+
+    def _hand_in(self, task: _Task, done: Done) -> Result:
+        unit, outputs = task.unit, []
+        odd = [name for name, value in done.figures.items() if not math.isfinite(value)]
+        if odd:
+            raise Refused(f"the figure '{odd[0]}' of {unit.unit_id} is no number: it diverged")
+        for name, source in done.outputs.items():
+            ref = ref_of(name, source)
+            if name in CACHED_OUTPUTS:
+                self._cache.put(ref, source)
+            self._upload(task, ref, source)
+            outputs.append(ref)
+        result = Result(unit.unit_id, tuple(outputs), dict(done.figures))
+        node_id, run_id = self._connection.node_id, self._place.manifest.run_id
+        signature = sign_result(self._signing_key, run_id, node_id, self._incarnation, unit, result)
+        return replace(result, signature=signature)
+
+    def _upload(self, task: _Task, ref: BlobRef, source: Output) -> None:
+        """Upload; begun anew a few times, since a copy of the unit may upload the same bytes."""
+        for left in reversed(range(UPLOAD_TRIES)):
+            try:
+                self._patiently(
+                    task,
+                    lambda: put_blob(
+                        self._connection, ref, task.unit.unit_id, source, task.stop.is_set
+                    ),
+                )
+                return
+            except (Refused, Malformed):
+                if not left:
+                    raise
+                task.stop.wait(RETRY_FIRST_S)
+        raise OurError("an upload was tried no more; this is a bug")
+
+    def _patiently(self, task: _Task, act: Callable[[], T]) -> T:
+        """Do `act`, again and again while nobody answers and the unit is wanted."""
+        wait_s = RETRY_FIRST_S
+        while True:
+            try:
+                if task.stop.is_set():
+                    raise Dropped
+                return act()
+            except NoAnswer as error:
+                log.debug("%s trying again in %.0f s", error, wait_s)
+                task.stop.wait(wait_s * (0.5 + 0.5 * random.random()))
+                wait_s = min(2 * wait_s, RETRY_LAST_S)

@@ -1,0 +1,175 @@
+"""Every field that can leave a node: generated from the messages that it sends.
+
+Rules: the rows come from the protobuf descriptors of the request messages, so that a field
+which is added to one shows up here, and a field without a description is an error (a test
+sees it first). Limits are those that the receiving end enforces (`values`); sizes of blobs
+come from the run's manifest. Nothing else leaves: replies only come in, and no request has
+room for text, gradients, activations or optimizer states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core.state import HardState
+from smalltalk_fed.errors import OurError
+from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
+from smalltalk_fed.wire import values
+
+# Calls that a node makes, when, and what it sends.
+CALLS: tuple[tuple[str, str, Descriptor], ...] = (
+    ("Enrol", "once, at `join`", pb.EnrolRequest.DESCRIPTOR),
+    ("Renew", "once in about 20 days", pb.RenewRequest.DESCRIPTOR),
+    ("Explain", "when the coordinator does not answer, and by `doctor`",
+     pb.ExplainRequest.DESCRIPTOR),
+    ("Join", "at every start, and when the coordinator was restarted", pb.JoinRequest.DESCRIPTOR),
+    ("Exchange", "when a unit is done, while one is in work, and to ask for the next",
+     pb.ExchangeRequest.DESCRIPTOR),
+    ("BlobState", "before each upload", pb.BlobStateRequest.DESCRIPTOR),
+    ("PutBlob", "after a unit, its outputs; see the blobs below", pb.BlobPart.DESCRIPTOR),
+    ("GetBlob", "before a unit, for its inputs", pb.GetBlobRequest.DESCRIPTOR),
+    ("Leave", "when the program is stopped", pb.LeaveRequest.DESCRIPTOR),
+)  # fmt: skip
+
+_REASON = f"at most {values.MAX_REASON_CHARS} characters"
+_NAME = f"at most {values.MAX_NAME_CHARS} characters"
+_SOFTWARE = f"at most {values.MAX_SOFTWARE_CHARS} characters"
+_DIGEST = "32 bytes"
+_COUNT = "at most 10 bytes"
+_NUMBER = "8 bytes"
+_UNIT = "the work unit's id, such as router_round/2/7"
+
+# (message, field) -> (what it is, how large it gets). Messages inside messages have no size.
+DESCRIPTIONS: dict[tuple[str, str], tuple[str, str]] = {
+    ("EnrolRequest", "secret"): ("the join token's one-time secret", "16 bytes"),
+    ("EnrolRequest", "certificate_request"): (
+        "this node's public key and name, signed by the key", "about 250 bytes"),
+    ("EnrolRequest", "name"): ("the machine's name, as given with --name", _NAME),
+    ("RenewRequest", "certificate"): ("this node's old certificate", "about 450 bytes"),
+    ("RenewRequest", "certificate_request"): ("as at Enrol", "about 250 bytes"),
+    ("ExplainRequest", "certificate"): ("this node's certificate", "about 450 bytes"),
+    ("JoinRequest", "incarnation"): ("a number that grows with every start; the start's time",
+                                     _COUNT),
+    ("JoinRequest", "protocol_version"): ("version of the protocol", _COUNT),
+    ("JoinRequest", "signing_key"): ("public key that results are signed with", "32 bytes"),
+    ("JoinRequest", "capabilities"): ("what this machine has", ""),
+    ("Capabilities", "device"): ("kind of device: cpu, cuda, mps", _SOFTWARE),
+    ("Capabilities", "threads"): ("number of threads", _COUNT),
+    ("Capabilities", "memory_bytes"): ("size of the machine's memory", _COUNT),
+    ("Capabilities", "tokens_per_s"): ("speed of the last training", _NUMBER),
+    ("Capabilities", "corpus_digest"): ("SHA-256 of the corpus's manifest", "64 characters"),
+    ("Capabilities", "corpus_bytes"): ("size of the corpus", _COUNT),
+    ("Capabilities", "software"): ("versions of smalltalk-fed, Python and torch", _SOFTWARE),
+    ("ExchangeRequest", "incarnation"): ("as at Join", _COUNT),
+    ("ExchangeRequest", "working"): ("the unit in work", ""),
+    ("ExchangeRequest", "finished"): ("the unit that is done", ""),
+    ("ExchangeRequest", "failed"): ("the unit that could not be done", ""),
+    ("ExchangeRequest", "wants_work"): ("whether the next unit is asked for", "1 byte"),
+    ("Working", "unit_id"): (_UNIT, _NAME),
+    ("Working", "fraction"): ("part that is done, 0 to 1", _NUMBER),
+    ("Working", "figures"): ("mean loss, step, tokens a second",
+                             f"at most {values.MAX_FIGURES}"),
+    ("Result", "unit_id"): (_UNIT, _NAME),
+    ("Result", "outputs"): ("what was uploaded", f"at most {values.MAX_OUTPUTS}"),
+    ("Result", "figures"): ("losses (sums, means and the curve), steps, counts of tokens and "
+                            "sequences, seconds, tokens a second", f"at most {values.MAX_FIGURES}"),
+    ("Result", "signature"): ("this node's signature over the result", "64 bytes"),
+    ("Failure", "unit_id"): (_UNIT, _NAME),
+    ("Failure", "reason"): ("the error as one sentence; may name a path on this machine", _REASON),
+    ("Figure", "name"): ("the figure's name", _NAME),
+    ("Figure", "value"): ("one number", _NUMBER),
+    ("BlobRef", "name"): ("which output", _NAME),
+    ("BlobRef", "digest"): ("its SHA-256", _DIGEST),
+    ("BlobRef", "size"): ("its size", _COUNT),
+    ("BlobStateRequest", "digest"): ("SHA-256 of the output", _DIGEST),
+    ("BlobStateRequest", "name"): ("which output", _NAME),
+    ("BlobPart", "digest"): ("SHA-256 of the output", _DIGEST),
+    ("BlobPart", "size"): ("size of the output", _COUNT),
+    ("BlobPart", "offset"): ("where this upload goes on", _COUNT),
+    ("BlobPart", "name"): ("which output", _NAME),
+    ("BlobPart", "unit_id"): (_UNIT, _NAME),
+    ("BlobPart", "data"): ("a part of the output's bytes", "256 KiB a part"),
+    ("GetBlobRequest", "digest"): ("SHA-256 of the input", _DIGEST),
+    ("GetBlobRequest", "offset"): ("where this download goes on", _COUNT),
+    ("GetBlobRequest", "name"): ("which input", _NAME),
+    ("LeaveRequest", "incarnation"): ("as at Join", _COUNT),
+    ("LeaveRequest", "reason"): ("why this node goes", _REASON),
+}  # fmt: skip
+
+# Output name -> (after which units, what it is, its size where no manifest is at hand).
+BLOBS: dict[str, tuple[str, str, str]] = {
+    "parameters": ("router_round: every round", "parameters of one tiny router",
+                   "4 bytes a parameter"),
+    "scores": ("router_round: every round but the last",
+               "one log-likelihood of each sequence's prefix, to 1/32 nat", "2 bytes a sequence"),
+    "experts": ("shard: once for each slice", "the expert's number for each sequence",
+                "1 or 2 bytes a sequence"),
+    "config": ("train_expert: once, if the run collects experts",
+               "shape of the expert, config.json", "about 1 KiB"),
+    "weights": ("train_expert and train_seed: once, if the run collects experts or has a seed",
+                "weights of the trained model", "4 bytes a parameter"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EgressRow:
+    """One thing that can leave."""
+
+    call: str
+    when: str
+    field: str
+    what: str
+    size: str
+
+
+def egress_rows(manifest: RunManifest | None = None) -> list[EgressRow]:
+    """Every field and blob that can leave a node, in the order of the conversation.
+
+    With `manifest`, blobs have this run's limits.
+
+    Raises:
+        OurError: a field has no description.
+    """
+    rows = [
+        EgressRow(call, when, path, what, size)
+        for call, when, descriptor in CALLS
+        for path, what, size in _fields(descriptor, "")
+    ]
+    return rows + list(_blob_rows(manifest))
+
+
+def _fields(descriptor: Descriptor, prefix: str) -> Iterator[tuple[str, str, str]]:
+    for field in descriptor.fields:
+        found = DESCRIPTIONS.get((descriptor.name, field.name))
+        if found is None:
+            raise OurError(
+                f"the field '{field.name}' of {descriptor.name} can leave a node and has no "
+                "description; this is a bug"
+            )
+        path = f"{prefix}{field.name}{'[]' if field.is_repeated else ''}"
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            if field.is_repeated:
+                yield path, *found
+            yield from _fields(field.message_type, f"{path}.")
+        else:
+            yield path, *found
+
+
+def _blob_rows(manifest: RunManifest | None) -> Iterator[EgressRow]:
+    for name, (when, what, size) in BLOBS.items():
+        if manifest is not None:
+            limit = HardState(manifest).size_limit(name)
+            size = f"at most {limit:,} bytes in this run"
+            if name in ("config", "weights") and not _weights_leave(manifest, name):
+                size = "never in this run"
+        yield EgressRow("PutBlob", when, f"data: {name}", what, size)
+
+
+def _weights_leave(manifest: RunManifest, name: str) -> bool:
+    """Whether this run collects experts, or has a seed model (that has no config of its own)."""
+    expert = manifest.config.expert
+    return expert.collect != "never" or (name == "weights" and expert.init == "seed")
