@@ -1,0 +1,154 @@
+"""Checkpoints: the same bits after a resume, whole or absent, and never another run's."""
+
+import copy
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from smalltalk_fed.errors import WorldError
+from smalltalk_fed.model.state import state_to_bytes
+from smalltalk_fed.train import checkpoint as checkpoints
+from smalltalk_fed.train.checkpoint import CheckpointPolicy
+from smalltalk_fed.train.loop import train
+from smalltalk_fed.train.plan import TrainPlan
+
+CPU = torch.device("cpu")
+ORDER = np.random.default_rng(0).integers(0, 96, 46)  # six steps, the last of six sequences
+
+
+@pytest.fixture
+def plan(fast_optimizer):
+    return TrainPlan(fast_optimizer, steps=6, batch_sequences=8, tokens=16)
+
+
+@pytest.fixture
+def run(model, corpus, plan, tmp_path):
+    """Train a fresh copy of the model, to step `stop_at`, with checkpoints in `tmp_path`."""
+
+    def go(stop_at=None, every_s=1e9, plan=plan, order=ORDER, start=model):
+        twin, steps = copy.deepcopy(start), []
+
+        def should_stop():
+            steps.append(1)
+            return len(steps) == stop_at
+
+        result = train(
+            twin,
+            corpus.train,
+            order,
+            plan=plan,
+            device=CPU,
+            checkpoint=CheckpointPolicy(tmp_path, every_s),
+            should_stop=should_stop,
+        )
+        return twin, result, len(steps)
+
+    return go
+
+
+@pytest.fixture
+def whole(model, corpus, plan):
+    twin = copy.deepcopy(model)
+    result = train(twin, corpus.train, ORDER, plan=plan, device=CPU)
+    return twin, result
+
+
+@pytest.mark.parametrize("stops", [[1], [5], [2, 1, 1]])
+def test_a_resumed_run_ends_with_the_bits_of_one_that_was_never_interrupted(run, whole, stops):
+    for stop_at in stops:
+        _, result, _ = run(stop_at)
+        assert not result.finished
+    model, result, steps = run()
+    assert steps == 6 - sum(stops)
+    assert state_to_bytes(model) == state_to_bytes(whole[0])
+    assert (result.curve, result.loss_first, result.loss_mean, result.tokens) == (
+        whole[1].curve,
+        whole[1].loss_first,
+        whole[1].loss_mean,
+        whole[1].tokens,
+    )
+
+
+def test_a_finished_run_is_not_done_again(run, whole):
+    run()
+    model, result, steps = run()
+    assert (steps, result.finished) == (0, True)
+    assert state_to_bytes(model) == state_to_bytes(whole[0])
+
+
+def test_the_last_two_checkpoints_stay(run, tmp_path):
+    run(every_s=0.0)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 2
+    assert names[-1] == "step-0000000006"
+
+
+def _newest(folder):
+    return max(folder.glob("step-*"))
+
+
+def _flip_a_bit(folder):
+    path = folder / "state.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _flip_a_bit,
+        lambda folder: (folder / "state.safetensors").unlink(),
+        lambda folder: (folder / "state.json").unlink(),
+        lambda folder: (folder / "state.json").write_text("{"),
+        lambda folder: (folder / "state.json").write_text("[]"),
+        lambda folder: (folder / "state.safetensors").write_bytes(b""),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_said(
+    run, whole, tmp_path, caplog, damage
+):
+    run(stop_at=2)
+    run(stop_at=2)
+    damage(_newest(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        model, _, steps = run()
+    assert "step-0000000004 is damaged" in caplog.text
+    assert steps == 4  # from step 2 on
+    assert state_to_bytes(model) == state_to_bytes(whole[0])
+
+
+def test_a_checkpoint_of_another_plan_order_or_start_is_not_used(run, plan, model, tmp_path):
+    from dataclasses import replace
+
+    run(stop_at=3)
+    other_start = copy.deepcopy(model)
+    with torch.no_grad():
+        other_start.model.norm.weight[0] += 1
+    for changes in (
+        {"plan": replace(plan, accumulate=2)},
+        {"order": ORDER[::-1]},
+        {"start": other_start},
+    ):
+        _, _, steps = run(**changes)
+        assert steps == 6, changes
+        for path in tmp_path.glob("step-*"):  # what that run left
+            if json.loads((path / "state.json").read_text())["step"] != 3:
+                shutil.rmtree(path)
+
+
+def test_half_a_checkpoint_is_never_seen(run, tmp_path, monkeypatch):
+    run(stop_at=2)
+
+    def full(*_args, **_more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_digest", full)
+    monkeypatch.setattr(checkpoints, "_read", lambda folder, run: None)
+    with pytest.raises(WorldError, match=r"can't be written to .*No space left"):
+        run(stop_at=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000002"]
