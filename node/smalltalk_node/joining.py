@@ -39,7 +39,8 @@ def enrol(folder: NodeFolder, token: JoinToken, name: str) -> Identity:
         identity = folder.identity()
         raise UserError(
             f"{folder.path} belongs to node {identity.node_id} of the run at "
-            f"{identity.run_address} already; `smalltalk-node run`, or give a new folder with --dir."
+            f"{identity.run_address} already; `smalltalk-node run` goes on with it, --dir names "
+            "another folder."
         )
     request = make_request(folder.key(), name)
     with Newcomer(token.enrolment_address, token.authority) as newcomer:

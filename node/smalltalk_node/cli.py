@@ -1,0 +1,167 @@
+"""`smalltalk-node`: the node operator's command. Wires, decides nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+# Before anything imports torch: idle threads must sleep, not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from smalltalk_fed import __version__
+from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.telemetry import logs
+from smalltalk_fed.telemetry.console import EXIT_CODES, program, run_program
+from smalltalk_fed.wire.egress import EgressRow, egress_rows
+from smalltalk_fed.wire.token import decode_token
+from smalltalk_node import machine
+from smalltalk_node.identity import DEFAULT_FOLDER, NodeFolder
+
+NAME = "smalltalk-node"
+app = program(NAME, "Do work for a run on this machine, and see what leaves it.")
+
+Dir = Annotated[
+    Path | None, typer.Option("--dir", help="The node's folder.", show_default=str(DEFAULT_FOLDER))
+]
+Corpus = Annotated[
+    Path | None,
+    typer.Option(help="Corpus folder made by `smalltalk prepare`; remembered after the first run."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    explain_egress: Annotated[
+        bool,
+        typer.Option(
+            "--explain-egress",
+            help="Print every field that can leave this machine, with its size, and exit.",
+        ),
+    ] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="With --explain-egress: the node's folder.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --explain-egress: JSON.")] = False,
+) -> None:
+    """Do work for a run on this machine, and see what leaves it."""
+    if version:
+        typer.echo(f"smalltalk-fed {__version__}")
+        raise typer.Exit
+    if explain_egress:
+        _explain_egress(folder, as_json)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command(epilog=EXIT_CODES)
+def join(
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="The line that `invite` printed.")],
+    folder: Dir = None,
+    name: Annotated[
+        str | None, typer.Option(help="This machine's name in the run.", show_default="host name")
+    ] = None,
+) -> None:
+    """Enrol this machine in a run; once."""
+    from smalltalk_node.joining import enrol
+
+    decoded = decode_token(token)
+    place = NodeFolder.open(folder)
+    with place.locked():
+        identity = enrol(place, decoded, name or machine.machine_name())
+    where = f" --dir {folder}" if folder else ""
+    typer.echo(f"enrolled as {identity.node_id} ('{identity.name}') in {place.path}; next:")
+    typer.echo(f"  {NAME} run{where} --corpus CORPUS")
+
+
+@app.command(epilog=EXIT_CODES)
+def run(
+    folder: Dir = None,
+    corpus: Corpus = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    threads: Annotated[
+        int, typer.Option(min=0, max=1024, help="Threads; 0: as the run says, or torch's choice.")
+    ] = 0,
+    log_json: Annotated[bool, typer.Option(help="Log JSON lines.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Do work until the run ends or Ctrl-C; started again, it goes on."""
+    from smalltalk_node.program import Options, Program
+
+    logs.set_up(as_json=log_json, verbose=verbose)
+    place = NodeFolder.open(folder)
+    with place.locked():
+        reason = Program(place, Options(corpus, device, threads)).run()
+    typer.echo(reason)
+
+
+@app.command(epilog=EXIT_CODES)
+def doctor(folder: Dir = None, corpus: Corpus = None, as_json: AsJson = False) -> None:
+    """Look at this machine, the corpus and the way to the coordinator.
+
+    Ends with the exit code of the first thing that failed.
+    """
+    from smalltalk_node.doctor import examine
+
+    findings = []
+    console = Console()
+    for finding in examine(NodeFolder.open(folder), corpus):
+        findings.append(finding)
+        if not as_json:
+            colour = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.verdict]
+            console.print(f"[{colour}]{finding.verdict:<5}[/] {finding.check:<15}", end=" ")
+            console.print(finding.text, markup=False, highlight=False)
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    raise typer.Exit(next((f.exit_code for f in findings if f.exit_code), 0))
+
+
+def _explain_egress(folder: Path | None, as_json: bool) -> None:
+    """Print what can leave; with this run's sizes if this node has joined one."""
+    stored = (folder or DEFAULT_FOLDER).expanduser() / "manifest.json"
+    manifest = RunManifest.from_bytes(stored.read_bytes()) if stored.exists() else None
+    rows = egress_rows(manifest)
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=1))
+        return
+    console = Console()
+    for table in _egress_tables(rows):
+        console.print(table)
+    console.print(
+        "Nothing else can leave: no text, no gradients, no activations, no optimizer states. "
+        "What did leave is in metrics.jsonl and node-status.json of the node's folder."
+    )
+
+
+def _egress_tables(rows: list[EgressRow]) -> list[Table]:
+    tables: list[Table] = []
+    for row in rows:
+        title = "Outputs of work units, in PutBlob" if row.field.startswith("data: ") else row.call
+        if not tables or tables[-1].title != title:
+            columns = ("field", "what", "size")
+            caption = None if title != row.call else row.when
+            tables.append(Table(*columns, title=title, caption=caption, title_justify="left"))
+        what = row.what if title == row.call else f"{row.what} ({row.when})"
+        tables[-1].add_row(row.field.removeprefix("data: "), what, row.size)
+    return tables
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(run_program(app, NAME))
+
+
+if __name__ == "__main__":
+    main()
