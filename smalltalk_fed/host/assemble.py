@@ -1,0 +1,149 @@
+"""The finished mixture as a folder, out of state and blobs; no torch.
+
+Made beside and renamed, so that it is there whole or not at all. Experts that stayed on
+their nodes are listed, without weights. Blobs are linked where the file system allows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from smalltalk_fed import __version__
+from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.state import HardState
+from smalltalk_fed.core.units import UnitKey, UnitKind
+from smalltalk_fed.errors import Malformed, WorldError
+from smalltalk_fed.host.blobs import BlobStore
+from smalltalk_fed.host.folder import RunFolder
+from smalltalk_fed.host.status import evaluation, routing_rounds, shard_figures
+from smalltalk_fed.mixture.package import (
+    WEIGHTS_FILE,
+    ExpertEntry,
+    MixtureManifest,
+    RouterEntry,
+    write_mixture_manifest,
+)
+
+
+@dataclass(frozen=True)
+class _Source:
+    folder: RunFolder
+    state: HardState
+    blobs: BlobStore
+
+
+def assemble_mixture(folder: RunFolder, state: HardState, blobs: BlobStore) -> bool:
+    """Make `folder.mixture` if the run is finished; False if it is there or not finished.
+
+    Raises:
+        WorldError: the disk refuses; nothing half made is left under the mixture's name.
+    """
+    if state.phase is not Phase.FINISHED or folder.mixture.exists():
+        return False
+    source = _Source(folder, state, blobs)
+    making = folder.path / ".mixture.making"
+    try:
+        shutil.rmtree(making, ignore_errors=True)
+        (making / "routers").mkdir(parents=True)
+        (making / "experts").mkdir()
+        shutil.copytree(folder.path / "tokenizer", making / "tokenizer")
+        routers = _routers(source, making)
+        experts = tuple(_expert(source, making, index) for index in range(state.experts))
+        write_mixture_manifest(making, _manifest(source, routers, experts))
+        making.rename(folder.mixture)
+    except OSError as error:
+        shutil.rmtree(making, ignore_errors=True)
+        raise WorldError(f"{folder.mixture} can't be made ({error.strerror}).") from None
+    return True
+
+
+def _routers(source: _Source, making: Path) -> tuple[RouterEntry, ...]:
+    entries = []
+    for index, ref in enumerate(source.state.final_routers()):
+        name = f"routers/{index}.safetensors"
+        _place(source.blobs, ref.digest, making / name)
+        entries.append(RouterEntry(file=name, sha256=ref.digest))
+    return tuple(entries)
+
+
+def _expert(source: _Source, making: Path, index: int) -> ExpertEntry:
+    state = source.state
+    accepted = state.finished[UnitKey(UnitKind.TRAIN_EXPERT, index).unit_id]
+    outputs = {ref.name: ref for ref in accepted.outputs}
+    name = f"experts/{index}"
+    if outputs:
+        target = making / name
+        target.mkdir()
+        config = source.blobs.get(outputs["config"].digest)
+        (target / "config.json").write_bytes(_checked_config(config, index))
+        _place(source.blobs, outputs["weights"].digest, target / WEIGHTS_FILE)
+        for file in (source.folder.path / "tokenizer").iterdir():
+            shutil.copy(file, target / file.name)
+    segments = state.segments
+    shape = state.manifest.config.expert.model
+    return ExpertEntry(
+        index=index,
+        folder=name,
+        enabled=bool(outputs),
+        sha256=outputs["weights"].digest if outputs else "",
+        parameters=shape.parameters(state.manifest.vocabulary),
+        trained_by=accepted.node_id,
+        trained_by_name=state.nodes[accepted.node_id].name,
+        signature=accepted.signature,
+        sequences=int(segments.figures[f"load_{index}"]) if segments else 0,
+        tokens=int(accepted.figures.get("tokens", 0)),
+    )
+
+
+def _checked_config(data: bytes, index: int) -> bytes:
+    """A model's config.json that names no code to run."""
+    try:
+        config = json.loads(data)
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or "auto_map" in config:
+        raise Malformed(f"the configuration of expert {index} is not a plain model's config.json")
+    return data
+
+
+def _manifest(
+    source: _Source, routers: tuple[RouterEntry, ...], experts: tuple[ExpertEntry, ...]
+) -> MixtureManifest:
+    state = source.state
+    manifest = state.manifest
+    return MixtureManifest(
+        run_id=manifest.run_id,
+        prefix_tokens=manifest.config.sequence.prefix,
+        sequence_tokens=manifest.config.sequence.length,
+        vocabulary=manifest.vocabulary,
+        tokenizer_sha256=manifest.tokenizer_sha256,
+        router_shape=manifest.config.router.model,
+        routers=routers,
+        experts=experts,
+        prices=(0.0,) * state.experts,  # a uniform prior: no balancing at inference
+        provenance={
+            "smalltalk_fed": __version__,
+            "manifest": manifest.model_dump(mode="json"),
+            "corpus_overlap": "routers and experts are trained on the same corpus",
+            "nodes": {node.node_id: node.name for node in state.nodes.values()},
+            "signing_keys": {node.node_id: node.signing_key for node in state.nodes.values()},
+            "finished_unix_s": state.entered_at.get(Phase.FINISHED.value),
+        },
+        metrics={
+            "heldout": evaluation(state),
+            "shards": shard_figures(state),
+            "last_round": routing_rounds(state)[-1],
+        },
+    )
+
+
+def _place(blobs: BlobStore, digest: str, target: Path) -> None:
+    """The blob under another name: a hard link, or a copy where there are none."""
+    try:
+        os.link(blobs.path(digest), target)
+    except OSError:
+        shutil.copyfile(blobs.path(digest), target)

@@ -1,0 +1,169 @@
+"""A real deployment on loopback: the programs as processes, driven through their command lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+WAIT_S = 120.0
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "NO_COLOR": "1"}
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def command(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    return subprocess.run(
+        [str(BIN / program), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENV,
+        timeout=WAIT_S,
+        check=False,
+    )
+
+
+def good(program: str, *arguments: object) -> str:
+    """Run one command that must succeed; returns what it printed."""
+    done = command(program, *arguments)
+    assert done.returncode == 0, f"{program} {arguments}: {done.stderr}"
+    return done.stdout.strip()
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> Any:
+    """Ask `condition` until it says yes."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited {timeout_s:.0f} s in vain for {what}")
+
+
+@dataclass
+class Deployment:
+    """One run folder, one coordinator, some nodes."""
+
+    folder: Path
+    corpus: Path
+    settings: dict[str, object]
+    children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return self.folder / "run"
+
+    def init(self, run_port: int = 0, enrol_port: int = 0) -> None:
+        """`smalltalk-coordinator init`."""
+        self.run_port, self.enrol_port = run_port or free_port(), enrol_port or free_port()
+        settings = [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
+        sets = [part for setting in settings for part in ("--set", setting)]
+        good(
+            "smalltalk-coordinator", "init", self.run, "--corpus", self.corpus,
+            "--run-address", f"127.0.0.1:{self.run_port}",
+            "--enrol-address", f"127.0.0.1:{self.enrol_port}", *sets,
+        )  # fmt: skip
+
+    def serve(self) -> None:
+        """`smalltalk-coordinator serve`, and wait until it answers."""
+        self.start("coordinator", "smalltalk-coordinator", "serve", self.run)
+        wait_for(lambda: self.status().get("serving"), "the coordinator to serve")
+
+    def status(self) -> dict[str, Any]:
+        """`smalltalk-coordinator status --json`."""
+        status: dict[str, Any] = json.loads(
+            good("smalltalk-coordinator", "status", self.run, "--json")
+        )
+        return status
+
+    def join(self, name: str) -> None:
+        """`invite` and `smalltalk-node join`."""
+        token = good("smalltalk-coordinator", "invite", self.run)
+        good("smalltalk-node", "join", token, "--dir", self.folder / name, "--name", name)
+
+    def node(self, name: str) -> None:
+        """`smalltalk-node run` in the background."""
+        arguments = ("--dir", self.folder / name, "--corpus", self.corpus, "--threads", 1)
+        self.start(name, "smalltalk-node", "run", *arguments)
+
+    def start(self, name: str, program: str, *arguments: object) -> None:
+        """Start a child; its output goes to NAME.log."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.children[name] = subprocess.Popen(
+                [str(BIN / program), *map(str, arguments)], stdout=log, stderr=log, env=ENV
+            )
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal and wait for the end; returns the exit code."""
+        child = self.children.pop(name)
+        child.send_signal(number)
+        return child.wait(WAIT_S)
+
+    def log(self, name: str) -> str:
+        """What a child has said."""
+        return (self.folder / f"{name}.log").read_text()
+
+    def wait_phase(self, *phases: str) -> dict[str, Any]:
+        """Wait until the run is in one of these phases; a child that dies early is an error."""
+
+        def look() -> dict[str, Any] | None:
+            for name, child in self.children.items():
+                code = child.poll()
+                assert not code, f"{name} ended with {code}:\n{self.log(name)[-3000:]}"
+            status = self.status()
+            assert status["phase"] != "failed" or "failed" in phases, status["reason"]
+            return status if status["phase"] in phases else None
+
+        found: dict[str, Any] = wait_for(look, f"phase {phases}")
+        return found
+
+
+@contextlib.contextmanager
+def deployment(folder: Path, corpus: Path, settings: dict[str, object]) -> Iterator[Deployment]:
+    """A deployment whose children are gone at the end."""
+    made = Deployment(folder, corpus, settings)
+    try:
+        yield made
+    finally:
+        for child in made.children.values():
+            child.kill()
+        for child in made.children.values():
+            child.wait()
+
+
+SMALL_RUN: dict[str, object] = {
+    "run.experts": 2,
+    "run.lease_s": 4.0,
+    "run.poll_s": 2.0,
+    "sequence.length": 64,
+    "sequence.prefix": 16,
+    "router.model": "router-mini",
+    "router.rounds": 3,
+    "router.chunk_sequences": 64,
+    "router.batch_sequences": 8,
+    "router.optimizer.learning_rate": 4e-3,
+    "expert.model": {"hidden": 16, "layers": 1, "heads": 2, "feed_forward": 32},
+    "expert.steps": 6,
+    "expert.batch_sequences": 4,
+    "expert.optimizer.learning_rate": 4e-3,
+    "expert.optimizer.warmup_steps": 2,
+    "compute.threads": 1,
+}
