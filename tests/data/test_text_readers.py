@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from smalltalk_fed.data import lines
 from smalltalk_fed.data.fields import Fields
 from smalltalk_fed.data.reading import find_sources, read_pieces
 from smalltalk_fed.errors import DataError
@@ -235,6 +236,19 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
     pq.write_table(TABLE.slice(0, 0), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="has no rows"):
         read(tmp_path / "t.parquet")
+
+
+def test_lines_of_any_length_are_read_in_fragments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "_FRAGMENT_BYTES", 20)
+    path = tmp_path / "long.txt"
+    first = "é" * 29 + "12<|endoftext|>\n"  # its last fragment looks like a separator line
+    path.write_text(f"{first}<|endoftext|>\n{'ü' * 21}", encoding="utf-8")
+    assert [text for text, _, _ in read(path)] == [first, "ü" * 21]
+    path.write_bytes(b"x" * 19 + b"\xc3(")
+    with pytest.raises(DataError, match=r"byte offset 19 "):
+        read(path)
 
 
 @pytest.mark.parametrize("fields", [Fields(label="kind"), Fields(split="split")])
