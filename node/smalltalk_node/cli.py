@@ -13,8 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# Before anything imports torch: idle threads must sleep, not spin.
+# Before anything imports torch: idle threads must sleep, not spin. Before anything imports
+# grpc: its C core would write handshakes that failed to stderr; we say what they mean.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from smalltalk_fed import __version__
 from smalltalk_fed.config.manifest import RunManifest

@@ -76,11 +76,12 @@ def error_of(error: grpc.RpcError, address: str) -> SmalltalkError:
     """The error of ours that a failed call stands for."""
     code, details = error.code(), error.details() or ""
     if code in _NO_ANSWER:
-        if "CERTIFICATE_VERIFY_FAILED" in details:
+        # Our side found the handshake wrong; an alert would be the other side's verdict on us.
+        if "SSL_ERROR_SSL" in details and "ALERT" not in details:
             return Unauthenticated(
                 f"whoever answers at {address} is not the coordinator that the join token names "
-                "(its certificate is of another authority, or not valid by this machine's clock); "
-                "check the address and the clock, and ask the organiser."
+                "(it has no certificate of the run's authority that is valid by this machine's "
+                "clock); check the address and the clock, and ask the organiser."
             )
         return NoAnswer(f"no coordinator answers at {address} ({_short(details) or code.name}).")
     kind = _BY_HINT.get(code.name)
