@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from smalltalk_fed.host.assemble import assemble_mixture
 
 from smalltalk_coordinator.admin_service import AdminService
 from smalltalk_coordinator.enrolment_service import EnrolmentService
@@ -22,6 +21,7 @@ from smalltalk_coordinator.run_service import RunService
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.errors import WorldError
+from smalltalk_fed.host.assemble import assemble_mixture
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.host.folder import RunFolder

@@ -83,6 +83,20 @@ class Optimizer(Section):
     clip: float = Field(default=0.1, gt=0, description="Largest norm of the gradient.")
 
 
+class RouterOptimizer(Optimizer):
+    """The paper's for routers: constant, since only relative scores matter."""
+
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
+    schedule: Literal["constant", "cosine"] = "constant"
+
+
+class ExpertOptimizer(Optimizer):
+    """The paper's for experts."""
+
+    learning_rate: float = Field(default=5e-4, gt=0, le=1)
+    warmup_steps: int = Field(default=3000, ge=0)
+
+
 class RouterSection(Section):
     """[router]: the tiny language models that learn to divide the text."""
 
@@ -95,7 +109,7 @@ class RouterSection(Section):
     train_tokens: Literal["prefix", "sequence"] = Field(
         default="prefix", description="Loss on the prefix (equation 9) or on all tokens."
     )
-    optimizer: Optimizer = Optimizer(learning_rate=1e-4, schedule="constant", warmup_steps=0)
+    optimizer: RouterOptimizer = RouterOptimizer()
 
 
 class ExpertSection(Section):
@@ -118,7 +132,7 @@ class ExpertSection(Section):
     accumulate: int = Field(
         default=1, ge=1, description="Parts that a batch is computed in, one after the other."
     )
-    optimizer: Optimizer = Optimizer(learning_rate=5e-4, warmup_steps=3000)
+    optimizer: ExpertOptimizer = ExpertOptimizer()
     collect: Literal["final", "never"] = Field(
         default="final", description="Whether finished experts travel to the coordinator."
     )

@@ -167,10 +167,10 @@ def evaluation(state: HardState) -> dict[str, Any] | None:
         state.finished[UnitKey(UnitKind.EVALUATE, expert).unit_id].figures
         for expert in range(state.experts)
     ]
-    suffix_nll = sum(row["nll_suffix"] for row in rows)
-    suffix_tokens = sum(row["tokens_suffix"] for row in rows)
-    all_nll = suffix_nll + sum(row["nll_prefix"] for row in rows)
-    all_tokens = suffix_tokens + sum(row["tokens_prefix"] for row in rows)
+    suffix_nll = sum(row["suffix_nll"] for row in rows)
+    suffix_tokens = sum(row["suffix_tokens"] for row in rows)
+    all_nll = suffix_nll + sum(row["prefix_nll"] for row in rows)
+    all_tokens = suffix_tokens + sum(row["prefix_tokens"] for row in rows)
     return {
         "suffix_ppl": math.exp(suffix_nll / suffix_tokens) if suffix_tokens else None,
         "all_ppl": math.exp(all_nll / all_tokens) if all_tokens else None,

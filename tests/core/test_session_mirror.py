@@ -119,7 +119,7 @@ def drive(world: World, nodes: dict[str, Session], lose: frozenset[int] = frozen
                 names = world.coordinator.state.outputs_of(session.unit.key)
                 outputs = tuple(blob(n, f"{session.unit.unit_id}/{n}") for n in names)
                 figures = dict.fromkeys(
-                    ("nll_suffix", "tokens_suffix", "nll_prefix", "tokens_prefix"), 1.0
+                    ("suffix_nll", "suffix_tokens", "prefix_nll", "prefix_tokens"), 1.0
                 )
                 session.finish(Result(session.unit.unit_id, outputs, figures), world.now)
             said = session.tick(world.now).say

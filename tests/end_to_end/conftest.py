@@ -26,7 +26,8 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         held = [line for line in lines if json.loads(line)["split"] != "train"][:2]
         (folder / f"{domain}.jsonl").write_text("\n".join(kept + held) + "\n")
     good(
-        "smalltalk", "prepare", *(folder / f"{d}.jsonl" for d in DOMAINS), "--out", folder / "corpus",
+        "smalltalk", "prepare", *(folder / f"{d}.jsonl" for d in DOMAINS),
+        "--out", folder / "corpus",
         "--sequence-tokens", 64, "--vocabulary", 300, "--label-field", "domain",
         "--split-field", "split",
     )  # fmt: skip

@@ -175,7 +175,7 @@ class CountingProxy:
 
 
 def test_the_ledger_agrees_with_the_sockets(deploy: Deploy) -> None:
-    """Nodes dial a counting proxy; what TLS, HTTP/2 and gRPC's headers add is bounded and stated."""
+    """Nodes dial a counting proxy; what TLS, HTTP/2 and gRPC add is bounded and stated."""
     run = deploy(**{"run.lease_s": 60.0, "run.poll_s": 60.0})
     real_port = free_port()
     proxy = CountingProxy(real_port)
@@ -262,9 +262,7 @@ def test_a_configuration_that_can_not_work_is_one_sentence(
     deploy: Deploy, changes: dict[str, object], says: str
 ) -> None:
     run = deploy(**changes)
-    settings = [f"{key}={json.dumps(value)}" for key, value in run.settings.items()]
-    sets = [part for setting in settings for part in ("--set", setting)]
-    done = command("smalltalk-coordinator", "init", run.run, "--corpus", run.corpus, *sets)
+    done = command("smalltalk-coordinator", "init", run.run, "--corpus", run.corpus, *run.sets())
     assert done.returncode == 2
     assert says in done.stderr
     assert not run.run.exists()

@@ -183,10 +183,10 @@ class FakeNode:
         figures = {}
         if self.unit.key.kind is UnitKind.EVALUATE:
             figures = {
-                "nll_suffix": 1.0,
-                "tokens_suffix": 1.0,
-                "nll_prefix": 1.0,
-                "tokens_prefix": 1.0,
+                "suffix_nll": 1.0,
+                "suffix_tokens": 1.0,
+                "prefix_nll": 1.0,
+                "prefix_tokens": 1.0,
             }
         return Result(self.unit.unit_id, outputs, figures)
 

@@ -74,13 +74,16 @@ class Deployment:
     def init(self, run_port: int = 0, enrol_port: int = 0) -> None:
         """`smalltalk-coordinator init`."""
         self.run_port, self.enrol_port = run_port or free_port(), enrol_port or free_port()
-        settings = [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
-        sets = [part for setting in settings for part in ("--set", setting)]
         good(
             "smalltalk-coordinator", "init", self.run, "--corpus", self.corpus,
             "--run-address", f"127.0.0.1:{self.run_port}",
-            "--enrol-address", f"127.0.0.1:{self.enrol_port}", *sets,
+            "--enrol-address", f"127.0.0.1:{self.enrol_port}", *self.sets(),
         )  # fmt: skip
+
+    def sets(self) -> list[str]:
+        """The settings as `--set` options."""
+        pairs = [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
+        return [part for pair in pairs for part in ("--set", pair)]
 
     def serve(self) -> None:
         """`smalltalk-coordinator serve`, and wait until it answers."""
@@ -160,7 +163,10 @@ SMALL_RUN: dict[str, object] = {
     "router.chunk_sequences": 64,
     "router.batch_sequences": 8,
     "router.optimizer.learning_rate": 4e-3,
-    "expert.model": {"hidden": 16, "layers": 1, "heads": 2, "feed_forward": 32},
+    "expert.model.hidden": 16,
+    "expert.model.layers": 1,
+    "expert.model.heads": 2,
+    "expert.model.feed_forward": 32,
     "expert.steps": 6,
     "expert.batch_sequences": 4,
     "expert.optimizer.learning_rate": 4e-3,
