@@ -77,7 +77,8 @@ class TrainState:
         """Put back what `tensors` gave."""
         self.step = step
         self.losses_T[:step] = tensors["losses"].to(self.losses_T.device)
-        keys = {key.partition("/")[0] for key in tensors} - {"losses", "weight", "random"}
+        # Sorted: putting a part is talk between processes, who must all say the same.
+        keys = sorted({key.partition("/")[0] for key in tensors} - {"losses", "weight", "random"})
         for name, weight in self.model.named_parameters():
             self.world.put(weight, tensors[f"weight/{name}"])
             if not weight.requires_grad:

@@ -125,7 +125,7 @@ def train(
                 state.step += 1
                 run.report()
                 wish = (should_stop is not None and should_stop()) or interrupted()
-                stopped, save = world.agree(wish, keeper is not None and keeper.due)
+                stopped, save = world.agree(state.step, wish, keeper is not None and keeper.due)
                 if stopped:
                     break
                 if save and keeper is not None:

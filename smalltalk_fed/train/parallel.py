@@ -53,8 +53,8 @@ class World:
     def average(self, value: Tensor) -> None:
         """Average a figure over all processes, in place."""
 
-    def agree(self, stop: bool, save: bool) -> tuple[bool, bool]:
-        """Return what all processes do: each of the two if any of them wants it."""
+    def agree(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
+        """Return what all processes do after `step`: each of the two if any of them wants it."""
         return stop, save
 
     def whole(self, value: Tensor) -> Tensor:
@@ -76,7 +76,6 @@ class ProcessWorld(World):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.lean = strategy == "ddp"
         self._device, self._strategy = device, strategy
-        self._asked = 0
 
     def share(self, order: np.ndarray, batch_sequences: int) -> tuple[np.ndarray, np.ndarray]:
         """See `World.share`. Raises UserError when a batch can't be shared out evenly."""
@@ -121,10 +120,9 @@ class ProcessWorld(World):
         dist.all_reduce(value)
         value /= self.size
 
-    def agree(self, stop: bool, save: bool) -> tuple[bool, bool]:
-        """See `World.agree`; asked every `AGREE_EVERY` steps only."""
-        self._asked += 1
-        if self._asked % AGREE_EVERY:
+    def agree(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
+        """See `World.agree`; they talk every `AGREE_EVERY` steps only."""
+        if step % AGREE_EVERY:
             return False, False
         wishes = torch.tensor([stop, save], dtype=torch.int32, device=self._device)
         dist.all_reduce(wishes, op=dist.ReduceOp.MAX)

@@ -134,9 +134,7 @@ def test_norms_do_not_decay_and_the_embedding_does(model, fast_optimizer):
         assert decay[id(weight)] == (0.0 if "norm" in name else 0.1), name
 
 
-def test_should_stop_ends_the_run_after_the_step_and_says_unfinished(
-    model, corpus, fast_optimizer
-):
+def test_should_stop_ends_the_run_after_the_step_and_says_unfinished(model, corpus, fast_optimizer):
     asked = iter([False, False, True])
     plan = _plan(fast_optimizer)
     result = train(
@@ -164,7 +162,7 @@ def test_a_diverging_run_says_so_and_leaves_no_checkpoint_of_it(model, corpus, t
     plan = _plan(Optimizer(learning_rate=1.0))
     with torch.no_grad():
         model.model.embed_tokens.weight.fill_(float("inf"))
-    with pytest.raises(UserError, match="diverged.*learning_rate"):
+    with pytest.raises(UserError, match=r"diverged.*learning_rate"):
         train(
             model,
             corpus.train,

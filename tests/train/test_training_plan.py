@@ -1,5 +1,6 @@
 """The rate's way over the steps, and the curve of losses."""
 
+import itertools
 import math
 
 import pytest
@@ -34,8 +35,8 @@ def test_the_rate_is_never_above_its_peak_nor_zero_while_it_warms_up(steps, warm
     rates = [rate_at(step, steps, optimizer) for step in range(steps)]
     assert all(0 <= rate <= 0.1 * (1 + 1e-12) for rate in rates)
     assert rates[0] > 0 or (steps == 1 and warmup == 0) or floor == 0
-    assert all(a <= b for a, b in zip(rates[:warmup], rates[1:warmup], strict=False))
-    assert all(a >= b - 1e-12 for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
+    assert all(a <= b for a, b in itertools.pairwise(rates[:warmup]))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(rates[warmup:]))
 
 
 @given(st.lists(st.floats(0, 10), max_size=50), st.integers(1, 20))
