@@ -47,14 +47,18 @@ class BlobCache:
         return False
 
     def put(self, ref: BlobRef, source: bytes | Path) -> Path:
-        """Keep bytes, or a copy of a file. Raises WorldError when the disk refuses."""
+        """Keep bytes, or a file that is replaced but never changed (a link to it is enough).
+
+        Raises:
+            WorldError: the disk refuses.
+        """
         path = self._folder / ref.digest
         part = path.with_name(f"{path.name}.own")
         try:
             if isinstance(source, bytes):
                 part.write_bytes(source)
             else:
-                shutil.copyfile(source, part)
+                _link_or_copy(source, part)
             part.replace(path)
         except OSError as error:
             part.unlink(missing_ok=True)
@@ -71,3 +75,11 @@ class BlobCache:
             if path != keep:
                 path.unlink(missing_ok=True)
                 total -= stat.st_size
+
+
+def _link_or_copy(source: Path, to: Path) -> None:
+    to.unlink(missing_ok=True)
+    try:
+        os.link(source, to)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, to)

@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import random
-import signal
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +37,7 @@ from smalltalk_node.connection import Connection
 from smalltalk_node.identity import NodeFolder
 from smalltalk_node.joining import Renewal, checked_manifest, corpus_bytes, open_corpus
 from smalltalk_node.records import NodeStatus, Records
+from smalltalk_node.signals import stop_on_signals
 from smalltalk_node.work import Workplace
 from smalltalk_node.worker import Failed, Finished, Worker
 
@@ -99,7 +97,7 @@ class Program:
             UserError: the corpus is not the run's.
             WorldError: this machine can't work, such as for a full disk.
         """
-        with self._signals():
+        with stop_on_signals(self.stop):
             try:
                 manifest = self._take_part()
                 worker = self._make_worker(manifest)
@@ -116,6 +114,13 @@ class Program:
                 raise
             finally:
                 self._connection.close()
+
+    def stop(self) -> None:
+        """End in good order: `run` raises KeyboardInterrupt. For any thread or signal handler."""
+        self._stopping.set()
+        self._woken.set()
+        self._connection.interrupt()
+        log.info("stopping; once more stops at once")
 
     def _converse(self, worker: Worker, manifest: RunManifest) -> str:
         poll_s = manifest.config.run.poll_s
@@ -303,25 +308,3 @@ class Program:
         status.bytes = self._ledger.totals()
         self._records.metric("end", reason=reason, bytes=self._ledger.by_kind())
         self._records.write_status(at_once=True)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first signal stops in good order, the second at once."""
-
-        def stop(number: int, frame: object) -> None:
-            if self._stopping.is_set():
-                os._exit(130)
-            self._stopping.set()
-            self._woken.set()
-            self._connection.interrupt()
-            log.info("stopping; once more stops at once")
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

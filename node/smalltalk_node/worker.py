@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from smalltalk_fed.core.units import BlobRef, Result, Unit
+from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
 from smalltalk_fed.errors import Malformed, OurError, Refused, SmalltalkError, WorldError
 from smalltalk_fed.wire.signing import SigningKey, sign_result
 from smalltalk_node.cache import BlobCache
@@ -42,7 +42,6 @@ log = logging.getLogger("smalltalk.node")
 RETRY_FIRST_S = 0.5
 RETRY_LAST_S = 60.0
 UPLOAD_TRIES = 3
-CACHED_OUTPUTS = ("parameters",)  # needed again, by this very node, if it can be arranged
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,8 @@ class Worker:
             raise Refused(f"the figure '{odd[0]}' of {unit.unit_id} is no number: it diverged")
         for name, source in done.outputs.items():
             ref = ref_of(name, source)
-            if name in CACHED_OUTPUTS:
+            # Needed again, by this very node if it can be arranged.
+            if name == "parameters" or unit.key.kind is UnitKind.TRAIN_SEED:
                 self._cache.put(ref, source)
             self._upload(task, ref, source)
             outputs.append(ref)

@@ -61,6 +61,7 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         self.blobs: dict[str, bytes] = {}
         self.partial: dict[str, bytes] = {}
         self.ledger = Ledger()
+        self.joins: list[msg.Join] = []
         self.exchanges: list[msg.Exchange] = []
         self.left: list[msg.Leave] = []
         self.uploads: list[tuple[str, str, int]] = []  # unit, name, offset
@@ -94,9 +95,12 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
     def Join(self, request: Any, context: Any) -> pb.JoinReply:  # noqa: N802
         assert self.behaviour.join is not None
         node_id = self._node(context)
-        reply = convert.welcome_to_proto(
-            self.behaviour.join(convert.join_from_proto(node_id, request))
-        )
+        join = convert.join_from_proto(node_id, request)
+        self.joins.append(join)
+        try:
+            reply = convert.welcome_to_proto(self.behaviour.join(join))
+        except grpc.RpcError as error:
+            context.abort(error.args[0], error.args[1])
         return self._counted(node_id, "join", request, reply)
 
     def Exchange(self, request: Any, context: Any) -> pb.ExchangeReply:  # noqa: N802
