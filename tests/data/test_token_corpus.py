@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +182,16 @@ def test_a_shard_that_vanishes_while_open_is_the_datas_fault(folder: Path) -> No
     (folder / "train-00000.bin").unlink()
     with pytest.raises(DataError, match="changed while in use"):
         corpus.train.rows(np.asarray([0]))
+
+
+def test_a_corpus_opens_without_torch_and_without_the_tokenizers(folder: Path) -> None:
+    script = (
+        "import pathlib, sys\n"
+        "from smalltalk_fed.data.corpus import TokenCorpus\n"
+        "TokenCorpus.open(pathlib.Path(sys.argv[1]), verify=True)\n"
+        "print({'torch', 'transformers', 'tokenizers', 'pyarrow'} & set(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
