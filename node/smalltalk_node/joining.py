@@ -8,9 +8,12 @@ in good time, and a coordinator that does not answer is asked again later.
 from __future__ import annotations
 
 import logging
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core.messages import Join
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import DataError, Unauthenticated, UserError, WorldError
 from smalltalk_fed.wire.certificates import certificate_facts, make_request
@@ -23,6 +26,8 @@ from smalltalk_node.identity import Identity, NodeFolder
 log = logging.getLogger("smalltalk.node")
 
 STAMP_FILE = "corpus-verified"
+JOIN_FIRST_S = 0.5
+JOIN_LAST_S = 30.0
 RENEW_BEFORE_S = 10 * 86400.0
 RENEW_EVERY_S = 3600.0
 
@@ -76,6 +81,23 @@ def open_corpus(folder: NodeFolder, path: Path | None) -> TokenCorpus:
 def corpus_bytes(corpus: TokenCorpus) -> int:
     """Bytes of the token shards."""
     return sum(path.stat().st_size for path in _shards(corpus))
+
+
+def join_patiently(
+    connection: Connection, join: Join, wait: Callable[[WorldError, float], None]
+) -> Welcome:
+    """Present this process; while nobody answers, `wait(error, seconds)` and try again.
+
+    Raises:
+        PeerError: refused, with the reason.
+    """
+    longest_s = JOIN_FIRST_S
+    while True:
+        try:
+            return connection.join(join)
+        except WorldError as error:
+            wait(error, longest_s * (0.5 + 0.5 * random.random()))
+            longest_s = min(2 * longest_s, JOIN_LAST_S)
 
 
 def checked_manifest(welcome: Welcome, identity: Identity, corpus: TokenCorpus) -> RunManifest:

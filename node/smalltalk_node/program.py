@@ -35,7 +35,13 @@ from smalltalk_node import machine
 from smalltalk_node.cache import BlobCache
 from smalltalk_node.connection import Connection
 from smalltalk_node.identity import NodeFolder
-from smalltalk_node.joining import Renewal, checked_manifest, corpus_bytes, open_corpus
+from smalltalk_node.joining import (
+    Renewal,
+    checked_manifest,
+    corpus_bytes,
+    join_patiently,
+    open_corpus,
+)
 from smalltalk_node.records import NodeStatus, Records
 from smalltalk_node.signals import stop_on_signals
 from smalltalk_node.work import Workplace
@@ -43,14 +49,15 @@ from smalltalk_node.worker import Failed, Finished, Worker
 
 log = logging.getLogger("smalltalk.node")
 
+STOPPED = "stopped by its operator"
 MANIFEST_FILE = "manifest.json"
-JOIN_FIRST_S = 0.5
-JOIN_LAST_S = 30.0
 SAY_WAITING_EVERY_S = 60.0
 HEARTBEAT_TIMEOUT_S = 30.0
 POLL_MARGIN_S = 30.0
 LOOK_EVERY_S = 0.5
 LEAVE_S = 5.0
+END_S = 5.0
+CHECKPOINT_S = 120.0  # a large expert's takes a while; a second Ctrl-C does not wait
 WORLD_FAILURES_MAX = 3  # units in a row that this machine could not do for its own reasons
 
 
@@ -97,22 +104,22 @@ class Program:
             UserError: the corpus is not the run's.
             WorldError: this machine can't work, such as for a full disk.
         """
+        worker: Worker | None = None
         with stop_on_signals(self.stop):
             try:
                 manifest = self._take_part()
                 worker = self._make_worker(manifest)
-                try:
-                    return self._converse(worker, manifest)
-                finally:
-                    worker.stop(LEAVE_S)
+                return self._converse(worker, manifest)
             except SmalltalkError as error:
-                self._end(str(error))
+                self._records.end(str(error), self._ledger)
                 raise
             except KeyboardInterrupt:
-                self._leave()
-                self._end("stopped by its operator")
+                self._leave(worker)
+                self._records.end(STOPPED, self._ledger)
                 raise
             finally:
+                if worker is not None:
+                    worker.stop(END_S)
                 self._connection.close()
 
     def stop(self) -> None:
@@ -141,7 +148,7 @@ class Program:
                 log.info("work", extra={"facts": {"unit": todo.start.unit_id}})
                 worker.start(todo.start)
             if todo.end:
-                self._end(todo.end)
+                self._records.end(todo.end, self._ledger)
                 return todo.end
             self._show(worker)
         raise KeyboardInterrupt
@@ -195,11 +202,16 @@ class Program:
             corpus=str(self._corpus.folder.absolute()),
         )
         self._records.status.run_id = manifest.run_id
-        machine.settle_threads(self._options.threads or manifest.config.compute.threads)
+        self._settle_threads(manifest.config.compute.threads)
         log.info(
             "joined", extra={"facts": {"run": manifest.run_id, "node": self._identity.node_id}}
         )
         return manifest
+
+    def _settle_threads(self, of_the_run: int) -> None:
+        if of_the_run and self._options.threads not in (0, of_the_run):
+            log.warning("the run asks every node for %d threads; --threads is ignored", of_the_run)
+        machine.settle_threads(of_the_run or self._options.threads)
 
     def _join(self) -> Welcome:
         """Present this process; waits for a coordinator that is not there."""
@@ -215,16 +227,13 @@ class Program:
                 self._records.status.tokens_per_s,
             ),
         )
-        wait_s = JOIN_FIRST_S
-        while True:
-            try:
-                return self._connection.join(join)
-            except WorldError as error:
-                pause_s = wait_s * (0.5 + 0.5 * random.random())
-                self._say_waiting(error, pause_s)
-                if self._stopping.wait(pause_s):
-                    raise KeyboardInterrupt from None
-                wait_s = min(2 * wait_s, JOIN_LAST_S)
+
+        def wait(error: WorldError, wait_s: float) -> None:
+            self._say_waiting(error, wait_s)
+            if self._stopping.wait(wait_s):
+                raise KeyboardInterrupt
+
+        return join_patiently(self._connection, join, wait)
 
     def _make_worker(self, manifest: RunManifest) -> Worker:
         place = Workplace(
@@ -274,16 +283,9 @@ class Program:
         self._show(worker)
 
     def _show(self, worker: Worker) -> None:
-        """Bring node-status.json up to date."""
-        status, unit, progress = self._records.status, self._session.unit, worker.progress()
-        before = (status.state, status.unit)
-        status.state = "working" if unit else "waiting"
-        status.unit = unit.unit_id if unit else ""
-        status.reason = self._session.reason
-        status.fraction = progress.fraction if progress and unit else 0.0
-        status.figures = dict(progress.figures) if progress and unit else {}
-        status.bytes = self._ledger.totals()
-        self._records.write_status(at_once=before != (status.state, status.unit))
+        progress = worker.progress()
+        fraction, figures = (progress.fraction, progress.figures) if progress else (0.0, {})
+        self._records.show(self._session, fraction, figures, self._ledger)
 
     def _say_waiting(self, error: WorldError, wait_s: float) -> None:
         """Say once in a while that nobody answers."""
@@ -296,15 +298,12 @@ class Program:
 
     # --------------------------------------------------------------------------------- ending
 
-    def _leave(self) -> None:
-        """Hand leases back, if anybody listens."""
-        leave = msg.Leave(self._identity.node_id, self._incarnation, "stopped by its operator")
+    def _leave(self, worker: Worker | None) -> None:
+        """Hand leases back, if anybody listens; let the unit in work leave its checkpoint."""
+        if worker is not None:
+            worker.stop(0.0)
+        leave = msg.Leave(self._identity.node_id, self._incarnation, STOPPED)
         with contextlib.suppress(SmalltalkError):
             self._connection.leave(leave, LEAVE_S)
-
-    def _end(self, reason: str) -> None:
-        status = self._records.status
-        status.state, status.reason, status.unit = "stopped", reason, ""
-        status.bytes = self._ledger.totals()
-        self._records.metric("end", reason=reason, bytes=self._ledger.by_kind())
-        self._records.write_status(at_once=True)
+        if worker is not None:
+            worker.stop(CHECKPOINT_S)

@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smalltalk_fed.core.session import Session
+from smalltalk_fed.telemetry.ledger import Ledger
+
 STATUS_FILE = "node-status.json"
 METRICS_FILE = "metrics.jsonl"
 WRITE_EVERY_S = 0.5
@@ -60,6 +63,28 @@ class Records:
         with contextlib.suppress(OSError):
             part.write_text(json.dumps(asdict(self.status), sort_keys=True) + "\n")
             part.replace(self._status_path)
+
+    def show(
+        self, session: Session, fraction: float, figures: dict[str, float], ledger: Ledger
+    ) -> None:
+        """Bring the status up to date; at once if this node does something else now."""
+        status, unit = self.status, session.unit
+        before = (status.state, status.unit)
+        status.state = "working" if unit else "waiting"
+        status.unit = unit.unit_id if unit else ""
+        status.reason = session.reason
+        status.fraction = fraction if unit else 0.0
+        status.figures = dict(figures) if unit else {}
+        status.bytes = ledger.totals()
+        self.write_status(at_once=before != (status.state, status.unit))
+
+    def end(self, reason: str, ledger: Ledger) -> None:
+        """The last status and the last line of the metrics: what travelled, by kind."""
+        status = self.status
+        status.state, status.reason, status.unit = "stopped", reason, ""
+        status.bytes = ledger.totals()
+        self.metric("end", reason=reason, bytes=ledger.by_kind())
+        self.write_status(at_once=True)
 
     def metric(self, event: str, **values: Any) -> None:
         """Append one line to the metrics."""

@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from smalltalk_node import joining, work
 from smalltalk_node import program as program_module
-from smalltalk_node import work
 from smalltalk_node.identity import NodeFolder
 from smalltalk_node.program import Options, Program
 from support.loopback_coordinator import Loopback, Served, refusing, serving
@@ -41,7 +41,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> TokenCorpus:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program_module, "JOIN_FIRST_S", 0.01)
+    monkeypatch.setattr(joining, "JOIN_FIRST_S", 0.01)
     monkeypatch.setattr(program_module, "LOOK_EVERY_S", 0.02)
     monkeypatch.setattr("smalltalk_fed.core.session.RETRY_FIRST_S", 0.01)
     monkeypatch.setattr("smalltalk_node.worker.RETRY_FIRST_S", 0.01)
