@@ -7,6 +7,7 @@ so a node that waits for work knows its GPU only by the driver. `exact_devices` 
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -19,6 +20,8 @@ from pathlib import Path
 
 from smalltalk_fed import __version__
 from smalltalk_fed.core.messages import Capabilities
+
+log = logging.getLogger("smalltalk.node")
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,15 @@ def usable_threads() -> int:
     return os.cpu_count() or 1
 
 
-def settle_threads(threads: int) -> None:
+def settle_threads(asked: int, of_the_run: int) -> None:
     """Prepare the environment that torch reads when it is imported.
 
     Idle threads must sleep: several trainers on one machine spin against each other
-    otherwise. `threads` 0 leaves the number alone.
+    otherwise. What the run fixes goes before what was asked for; 0 leaves the number alone.
     """
+    if of_the_run and asked not in (0, of_the_run):
+        log.warning("the run asks every node for %d threads; --threads is ignored", of_the_run)
+    threads = of_the_run or asked
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     if threads:
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)

@@ -202,16 +202,11 @@ class Program:
             corpus=str(self._corpus.folder.absolute()),
         )
         self._records.status.run_id = manifest.run_id
-        self._settle_threads(manifest.config.compute.threads)
+        machine.settle_threads(self._options.threads, manifest.config.compute.threads)
         log.info(
             "joined", extra={"facts": {"run": manifest.run_id, "node": self._identity.node_id}}
         )
         return manifest
-
-    def _settle_threads(self, of_the_run: int) -> None:
-        if of_the_run and self._options.threads not in (0, of_the_run):
-            log.warning("the run asks every node for %d threads; --threads is ignored", of_the_run)
-        machine.settle_threads(of_the_run or self._options.threads)
 
     def _join(self) -> Welcome:
         """Present this process; waits for a coordinator that is not there."""

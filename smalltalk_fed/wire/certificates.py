@@ -10,11 +10,9 @@ every call by whoever holds the connection.
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -26,12 +24,19 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from smalltalk_fed.errors import Malformed, Unauthenticated, UserError
 from smalltalk_fed.wire.secret_files import private_folder, read_secret, write_secret
+from smalltalk_fed.wire.x509_parts import (
+    attribute,
+    certificate_builder,
+    key_sha256,
+    read_certificate,
+    read_request,
+    subject_name,
+    when,
+)
 
 SERVER_NAME = "smalltalk-coordinator"  # what nodes expect, whatever address they dial
 CA_DAYS = 3650
 NODE_DAYS = 30
-BACKDATE_S = 86400.0
-MAX_CERTIFICATE_BYTES = 16384
 
 KEY_FILE = "ca.key"
 CERTIFICATE_FILE = "ca.pem"
@@ -70,7 +75,7 @@ def key_from_pem(data: bytes, where: str) -> PrivateKey:
 
 def make_request(key: PrivateKey, name: str) -> bytes:
     """A certificate request (PKCS#10, DER) for `key`, signed by it."""
-    builder = x509.CertificateSigningRequestBuilder().subject_name(_name(name[:64]))
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject_name(name[:64]))
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
@@ -84,9 +89,9 @@ def public_key_sha256(data: bytes) -> str:
         Unauthenticated: the request is not signed by the key that it names.
     """
     try:
-        return _key_sha256(_certificate(data).public_key())
+        return key_sha256(read_certificate(data).public_key())
     except Malformed:
-        return _key_sha256(_request(data).public_key())
+        return key_sha256(read_request(data).public_key())
 
 
 # ------------------------------------------------------------------------------ certificates
@@ -106,9 +111,9 @@ class CertificateFacts:
     def problem(self, now: float) -> str:
         """Why it can't be used at `now`, or the empty string."""
         if now > self.not_after:
-            return f"the certificate of {self.node_id} ended at {_when(self.not_after)}"
+            return f"the certificate of {self.node_id} ended at {when(self.not_after)}"
         if now < self.not_before:
-            return f"the certificate of {self.node_id} begins at {_when(self.not_before)}"
+            return f"the certificate of {self.node_id} begins at {when(self.not_before)}"
         return ""
 
 
@@ -118,12 +123,12 @@ def certificate_facts(data: bytes) -> CertificateFacts:
     Raises:
         Malformed: it can't be read, or has no common name.
     """
-    certificate = _certificate(data)
+    certificate = read_certificate(data)
     return CertificateFacts(
-        node_id=_attribute(certificate.subject, NameOID.COMMON_NAME),
-        role=_attribute(certificate.subject, NameOID.ORGANIZATIONAL_UNIT_NAME),
+        node_id=attribute(certificate.subject, NameOID.COMMON_NAME),
+        role=attribute(certificate.subject, NameOID.ORGANIZATIONAL_UNIT_NAME),
         serial=certificate.serial_number,
-        key_sha256=_key_sha256(certificate.public_key()),
+        key_sha256=key_sha256(certificate.public_key()),
         not_before=certificate.not_valid_before_utc.timestamp(),
         not_after=certificate.not_valid_after_utc.timestamp(),
     )
@@ -137,7 +142,7 @@ def verify_issued_by(authority: bytes, certificate: bytes) -> None:
         Unauthenticated: somebody else issued it.
     """
     try:
-        _certificate(certificate).verify_directly_issued_by(_certificate(authority))
+        read_certificate(certificate).verify_directly_issued_by(read_certificate(authority))
     except (InvalidSignature, ValueError, TypeError):
         raise Unauthenticated(
             "the certificate was not issued by this run's authority; join with a token of this run"
@@ -146,12 +151,12 @@ def verify_issued_by(authority: bytes, certificate: bytes) -> None:
 
 def to_der(certificate: bytes) -> bytes:
     """A certificate in DER, from DER or PEM. Raises Malformed."""
-    return _certificate(certificate).public_bytes(serialization.Encoding.DER)
+    return read_certificate(certificate).public_bytes(serialization.Encoding.DER)
 
 
 def to_pem(certificate: bytes) -> bytes:
     """A certificate in PEM, from DER or PEM. Raises Malformed."""
-    return _certificate(certificate).public_bytes(serialization.Encoding.PEM)
+    return read_certificate(certificate).public_bytes(serialization.Encoding.PEM)
 
 
 class CertificateAuthority:
@@ -165,8 +170,8 @@ class CertificateAuthority:
     def create(cls, common_name: str, now: float, days: float = CA_DAYS) -> CertificateAuthority:
         """A new authority; its certificate is small, because it travels in join tokens."""
         key = make_key()
-        name = _name(common_name[:64])
-        builder = _builder(name, name, key.public_key(), now, days)
+        name = subject_name(common_name[:64])
+        builder = certificate_builder(name, name, key.public_key(), now, days)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
         return cls(key, builder.sign(key, hashes.SHA256()))
 
@@ -174,8 +179,8 @@ class CertificateAuthority:
     def load(cls, folder: Path) -> CertificateAuthority:
         """Read what `save` wrote. Raises UserError when it is missing or open to others."""
         key = key_from_pem(read_secret(folder / KEY_FILE, "the authority's key"), KEY_FILE)
-        certificate = _certificate(read_secret(folder / CERTIFICATE_FILE, "its certificate"))
-        if _key_sha256(certificate.public_key()) != _key_sha256(key.public_key()):
+        certificate = read_certificate(read_secret(folder / CERTIFICATE_FILE, "its certificate"))
+        if key_sha256(certificate.public_key()) != key_sha256(key.public_key()):
             raise UserError(f"{KEY_FILE} and {CERTIFICATE_FILE} in {folder} don't belong together.")
         return cls(key, certificate)
 
@@ -210,8 +215,10 @@ class CertificateAuthority:
             except ValueError:
                 if text != SERVER_NAME:
                     names.append(x509.DNSName(text))
-        subject = _name(SERVER_NAME, "server")
-        builder = _builder(subject, self._certificate.subject, key.public_key(), now, days)
+        subject = subject_name(SERVER_NAME, "server")
+        builder = certificate_builder(
+            subject, self._certificate.subject, key.public_key(), now, days
+        )
         builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
         builder = builder.add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False
@@ -227,8 +234,8 @@ class CertificateAuthority:
             Malformed: the request can't be read or is for another kind of key.
             Unauthenticated: it is not signed by its own key.
         """
-        public = _request(request).public_key()
-        _key_sha256(public)
+        public = read_request(request).public_key()
+        key_sha256(public)
         return self._issue_client(public, node_id, "node", now, days)
 
     def issue_operator(
@@ -240,8 +247,8 @@ class CertificateAuthority:
     def _issue_client(
         self, public: object, name: str, role: Role, now: float, days: float
     ) -> bytes:
-        subject = _name(name, role)
-        builder = _builder(subject, self._certificate.subject, public, now, days)
+        subject = subject_name(name, role)
+        builder = certificate_builder(subject, self._certificate.subject, public, now, days)
         builder = builder.add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False
         )
@@ -249,80 +256,3 @@ class CertificateAuthority:
 
     def _sign(self, builder: x509.CertificateBuilder) -> bytes:
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-# ----------------------------------------------------------------------------------- inner
-
-
-def _name(common_name: str, unit: str = "") -> x509.Name:
-    parts = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
-    if unit:
-        parts.append(x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit))
-    return x509.Name(parts)
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, public: object, now: float, days: float
-) -> x509.CertificateBuilder:
-    if not isinstance(public, ec.EllipticCurvePublicKey):
-        raise Malformed("certificates of this project are for P-256 keys")
-    moment = datetime.fromtimestamp(int(now), UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(moment - timedelta(seconds=BACKDATE_S))
-        .not_valid_after(moment + timedelta(days=days))
-    )
-
-
-def _certificate(data: bytes) -> x509.Certificate:
-    if len(data) > MAX_CERTIFICATE_BYTES:
-        raise Malformed("a certificate of this project is never so large")
-    try:
-        if data.startswith(b"-----"):
-            return x509.load_pem_x509_certificate(data)
-        return x509.load_der_x509_certificate(data)
-    except ValueError:
-        raise Malformed("this is not a certificate") from None
-
-
-def _request(data: bytes) -> x509.CertificateSigningRequest:
-    if len(data) > MAX_CERTIFICATE_BYTES:
-        raise Malformed("a certificate request of this project is never so large")
-    try:
-        if data.startswith(b"-----"):
-            request = x509.load_pem_x509_csr(data)
-        else:
-            request = x509.load_der_x509_csr(data)
-        signed = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm):
-        raise Malformed("this is not a certificate request") from None
-    if not signed:
-        raise Unauthenticated("the certificate request is not signed by the key that it names")
-    return request
-
-
-def _key_sha256(public: object) -> str:
-    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(
-        public.curve, ec.SECP256R1
-    ):
-        raise Malformed("certificates of this project are for P-256 keys")
-    info = public.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(info).hexdigest()
-
-
-def _attribute(name: x509.Name, oid: x509.ObjectIdentifier) -> str:
-    found = name.get_attributes_for_oid(oid)
-    value = found[0].value if found else ""
-    if oid == NameOID.COMMON_NAME and not value:
-        raise Malformed("the certificate has no common name")
-    return value if isinstance(value, str) else value.decode("utf-8", "replace")
-
-
-def _when(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
