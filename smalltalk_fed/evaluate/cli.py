@@ -1,0 +1,282 @@
+"""The commands `smalltalk evaluate`, `generate` and `baseline`: options, progress, printing.
+
+Rules: results go to standard output, progress to standard error; torch is imported only
+when a command runs. Errors are raised; the program turns them into a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from smalltalk_fed.config.loading import load_config
+from smalltalk_fed.errors import UserError
+
+if TYPE_CHECKING:
+    from smalltalk_fed.evaluate.generate import Choice
+    from smalltalk_fed.evaluate.report import EvaluationReport
+
+MixtureFolder = Annotated[
+    Path, typer.Argument(metavar="MIXTURE", help="Folder with a mixture.json.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processor threads; torch's choice if not given.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def evaluate(
+    mixture: MixtureFolder,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Text to evaluate on (.txt, .jsonl, .parquet, folders); may be given again."
+        ),
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="A corpus folder: its held-out part is used.")
+    ] = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(help="A dense model's folder to compare with, as `baseline` makes."),
+    ] = None,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle", help="Also run every expert on everything: best and random routing."
+        ),
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Perplexity of a mixture on held-out text, beside a dense model's."""
+    from smalltalk_fed.evaluate.perplexity import evaluate as evaluate_mixture
+
+    if bool(text) == bool(corpus):
+        raise UserError("give the text to evaluate on: either --text FILE or --corpus DIR.")
+    with _bar() as bar:
+        task = bar.add_task("loading", total=1.0, detail="")
+
+        def show(fraction: float, doing: str) -> None:
+            bar.update(task, completed=fraction, description=doing)
+
+        report = evaluate_mixture(
+            mixture,
+            text=text or (),
+            corpus=corpus,
+            dense=dense,
+            oracle=oracle,
+            device=device,
+            threads=threads,
+            on_progress=show,
+        )
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=1))
+    else:
+        _print_report(report)
+
+
+def generate(
+    mixture: MixtureFolder,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Text to continue; may be given again. Without it, standard input."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0: always the likeliest token.")
+    ] = 0.8,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this share.")
+    ] = 0.95,
+    seed: Annotated[
+        int | None, typer.Option(help="Fixes what is drawn.", show_default=False)
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show each router's score and why one was chosen.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a prompt with the expert that the routers choose for it."""
+    from smalltalk_fed.evaluate.generate import Sampling
+    from smalltalk_fed.evaluate.generate import generate as generate_text
+    from smalltalk_fed.evaluate.mixture import Mixture
+    from smalltalk_fed.train.device import choose_device
+
+    prompts = prompt or [_standard_input()]
+    _use_threads(threads)
+    loaded = Mixture.load(mixture, choose_device(device))
+    sampling = Sampling(tokens, temperature, top_p, seed)
+    for index, one in enumerate(prompts):
+        choice, pieces = generate_text(loaded, one, sampling)
+        if as_json:
+            line = {"prompt": one, "text": "".join(pieces), **choice.to_json()}
+            typer.echo(json.dumps(line, ensure_ascii=False))
+            continue
+        if index:
+            typer.echo("")
+        if explain:
+            _print_choice(choice)
+        typer.echo(one, nl=False)
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        typer.echo("")
+
+
+def baseline(
+    config: Annotated[Path, typer.Option(help="The run's run.toml.")],
+    corpus: Annotated[Path, typer.Option(help="The run's corpus folder.")],
+    out: Annotated[Path, typer.Option(help="New folder for the model.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one key: --set run.seed=2")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    progress_file: Annotated[
+        Path | None,
+        typer.Option(help="Keep this file at the latest progress, as JSON.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the dense model to compare with: as many steps, a batch E times larger."""
+    parsed = load_config(config, settings or ())
+    from smalltalk_fed.evaluate.baseline import train_baseline
+    from smalltalk_fed.train.device import choose_device
+
+    _use_threads(threads)
+    with _bar() as bar:
+        task = bar.add_task("training the dense model", total=1.0, detail="")
+
+        def show(fraction: float, figures: dict[str, float]) -> None:
+            now = {
+                "step": int(figures.get("step", 0)),
+                "steps": parsed.expert.steps,
+                "loss": figures.get("loss", 0.0),
+                "tokens_per_s": figures.get("tokens_per_s", 0.0),
+            }
+            detail = f"loss {now['loss']:.2f}, {now['tokens_per_s']:,.0f} tokens/s"
+            bar.update(task, completed=fraction, detail=detail)
+            if progress_file is not None:
+                part = progress_file.with_name(progress_file.name + ".part")
+                part.write_text(json.dumps(now))
+                part.replace(progress_file)
+
+        result = train_baseline(
+            parsed,
+            corpus,
+            out,
+            threads=threads,
+            device=str(choose_device(device)),
+            on_progress=show,
+        )
+    if as_json:
+        typer.echo(json.dumps({"folder": str(out), **result}, indent=1))
+        return
+    typer.echo(
+        f"{out}: {result['parameters']:,} parameters, {result['tokens']:,} tokens in "
+        f"{result['seconds']:.0f} s, last loss {result['loss']:.3f}"
+    )
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[detail]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        raise UserError("there is no prompt; give one with --prompt TEXT.")
+    text = sys.stdin.buffer.read().decode("utf-8", "replace")
+    return text.removesuffix("\n")
+
+
+def _print_report(report: EvaluationReport) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("", "mixture", "dense", "ratio"):
+        table.add_column(title, justify="left" if not title else "right")
+    ours, theirs = report.mixture, report.dense
+    for name, title, digits in (
+        ("suffix_ppl", f"suffix perplexity (after {report.prefix_tokens} tokens)", 2),
+        ("all_ppl", "perplexity of all tokens", 2),
+        ("bits_per_byte", "bits per byte", 3),
+    ):
+        mine = getattr(ours, name)
+        if mine is None:
+            continue
+        other = getattr(theirs, name) if theirs else None
+        table.add_row(
+            title,
+            f"{mine:.{digits}f}",
+            f"{other:.{digits}f}" if other else "",
+            f"{mine / other:.3f}" if other else "",
+        )
+    for value, title in (
+        (report.oracle_suffix_ppl, "suffix perplexity, best expert each"),
+        (report.random_suffix_ppl, "suffix perplexity, experts at random"),
+    ):
+        if value is not None:
+            ratio = f"{value / theirs.suffix_ppl:.3f}" if theirs else ""
+            table.add_row(title, f"{value:.2f}", "", ratio)
+    console.print(table)
+    experts = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
+    titles = ["expert", "sequences", "suffix perplexity", "dense there", "domains"]
+    for title in titles:
+        experts.add_column(title, justify="left" if title == "domains" else "right")
+    for row in report.experts:
+        most = sorted(row.domains.items(), key=lambda item: -item[1])[:4]
+        experts.add_row(
+            str(row.expert),
+            f"{row.sequences:,}",
+            "" if row.suffix_ppl is None else f"{row.suffix_ppl:.2f}",
+            "" if row.dense_suffix_ppl is None else f"{row.dense_suffix_ppl:.2f}",
+            ", ".join(f"{name} {count}" for name, count in most),
+        )
+    console.print("")
+    console.print(experts)
+    console.print(f"[dim]{report.sequences:,} sequences of {report.sequence_tokens} tokens[/dim]")
+
+
+def _print_choice(choice: Choice) -> None:
+    """To standard error, so that the text alone is the output."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("router", "score, nats", "price", "score - price", ""):
+        table.add_column(title, justify="right" if title else "left")
+    rows: list[Any] = choice.rows()
+    for row in rows:
+        table.add_row(
+            str(row["expert"]),
+            "" if row["score"] is None else f"{row['score']:.2f}",
+            f"{row['price']:.2f}",
+            "" if row["worth"] is None else f"{row['worth']:.2f}",
+            row["note"],
+        )
+    console.print(table)
+    console.print(f"[dim]{choice.why}[/dim]\n")

@@ -1,0 +1,261 @@
+"""A mixture in memory: its routers, and experts that are loaded when they are needed.
+
+Rules: routing is `argmax(score - price)` among the experts that are present, by at most the
+first M tokens, with the same scoring as in training (arXiv 2410.03529, equation 5; the price
+is the prior). Routers are small and stand in memory; an expert is loaded from its folder,
+from this machine only, safetensors only, and code that comes with a folder is never run. A
+mixture whose tokenizer or routers are not those that mixture.json names is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers.utils import logging
+
+from smalltalk_fed.config.manifest import sha256
+from smalltalk_fed.data.tokenizer import load_tokenizer
+from smalltalk_fed.errors import DataError, Malformed
+from smalltalk_fed.evaluate.heldout import Rows, heldout_of_tokens
+from smalltalk_fed.mixture.assignment import route
+from smalltalk_fed.mixture.package import (
+    MixtureError,
+    MixtureManifest,
+    present_experts,
+    read_mixture,
+)
+from smalltalk_fed.model.build import build_model, load_model
+from smalltalk_fed.model.state import state_from_file
+from smalltalk_fed.train.scoring import score
+
+SCORE_BATCH = 64
+FEWEST_TOKENS = 2  # one token has no likelihood of its own
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Why an expert was chosen for a prompt. `scores_E` is None where nothing was scored."""
+
+    expert: int
+    scores_E: tuple[float, ...] | None  # log-likelihood of the prefix under each router, nats
+    prices_E: tuple[float, ...]
+    present: tuple[int, ...]
+    prefix_tokens: int  # how many were looked at
+    margin: float | None  # nats ahead of the next best; None with one expert to choose from
+    why: str
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a router, as `--explain` shows them."""
+        rows = []
+        for expert, price in enumerate(self.prices_E):
+            score_nats = None if self.scores_E is None else self.scores_E[expert]
+            note = "" if expert in self.present else "not present"
+            rows.append(
+                {
+                    "expert": expert,
+                    "score": score_nats,
+                    "price": price,
+                    "worth": None if score_nats is None else score_nats - price,
+                    "note": "chosen" if expert == self.expert else note,
+                }
+            )
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "expert": self.expert,
+            "scores": None if self.scores_E is None else list(self.scores_E),
+            "prices": list(self.prices_E),
+            "present": list(self.present),
+            "prefix_tokens": self.prefix_tokens,
+            "margin": self.margin,
+            "why": self.why,
+        }
+
+
+class Mixture:
+    """A loaded mixture. Make it with `load`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: MixtureManifest,
+        tokenizer: Tokenizer,
+        routers: list[nn.Module],
+        device: torch.device,
+    ) -> None:
+        self.folder, self.manifest, self.tokenizer = folder, manifest, tokenizer
+        self.device = device
+        self._routers = routers
+        self._loaded: dict[int, nn.Module] = {}
+        self.present = tuple(present_experts(folder, manifest))
+        self.prices_E = np.asarray(manifest.prices, dtype=np.float64)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Mixture:
+        """Load tokenizer and routers of a mixture folder.
+
+        Raises:
+            MixtureError: not a mixture, a file that is missing or not the one that
+                mixture.json names, or no expert is present.
+        """
+        manifest = read_mixture(folder)
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        routers = [_router(folder, manifest, entry.file) for entry in manifest.routers]
+        return cls(folder, manifest, tokenizer, routers, torch.device(device))
+
+    @property
+    def experts(self) -> int:
+        """E: experts, present or not."""
+        return len(self._routers)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """M: tokens that routers look at, at most."""
+        return self.manifest.prefix_tokens
+
+    @property
+    def sequence_tokens(self) -> int:
+        """S: tokens in a sequence of training."""
+        return self.manifest.sequence_tokens
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Identity of the tokenizer."""
+        return self.manifest.tokenizer_sha256
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer lies."""
+        return self.folder / "tokenizer"
+
+    # --------------------------------------------------------------------------- routing
+
+    def route(self, prefix_ids: list[int]) -> Choice:
+        """Choose an expert for a text that begins with these tokens."""
+        ids = prefix_ids[: self.prefix_tokens]
+        if len(ids) < FEWEST_TOKENS:
+            return self._unscored(len(ids))
+        tokens_1xM = np.asarray([ids], dtype=np.int64)
+        scores_E = self._scores(heldout_of_tokens(tokens_1xM).sequences, np.arange(1), len(ids))[0]
+        worth_E = self._worth(scores_E[None])[0]
+        expert = int(route(worth_E[None])[0])
+        margin = self._margin(worth_E, expert)
+        why = (
+            f"expert {expert} has the largest score less price over the first {len(ids)} tokens"
+            f"{'' if margin is None else f', {margin:.2f} nats ahead of the next'}"
+        )
+        if len(ids) < self.prefix_tokens:
+            why += f" (the routers learned on {self.prefix_tokens})"
+        scores = tuple(float(s) for s in scores_E)
+        return self._choice(expert, scores, len(ids), margin, why + ".")
+
+    def route_rows(self, rows: Rows, ids: np.ndarray) -> np.ndarray:
+        """The expert of each sequence by its first M tokens, int32[N]."""
+        scores_NxE = self._scores(rows, ids, self.prefix_tokens)
+        return route(self._worth(scores_NxE))
+
+    def _unscored(self, tokens: int) -> Choice:
+        """The prior alone: the lowest price, and the lowest id among equals."""
+        worth_E = self._worth(np.zeros((1, self.experts)))[0]
+        expert = int(route(worth_E[None])[0])
+        why = (
+            f"a prompt of {tokens} {'token' if tokens == 1 else 'tokens'} tells routers nothing "
+            f"(they need {FEWEST_TOKENS}); expert {expert} has the lowest price."
+        )
+        return self._choice(expert, None, tokens, self._margin(worth_E, expert), why)
+
+    def _choice(
+        self,
+        expert: int,
+        scores: tuple[float, ...] | None,
+        tokens: int,
+        margin: float | None,
+        why: str,
+    ) -> Choice:
+        prices = tuple(float(price) for price in self.prices_E)
+        return Choice(expert, scores, prices, self.present, tokens, margin, why)
+
+    def _scores(self, rows: Rows, ids: np.ndarray, tokens: int) -> np.ndarray:
+        return score(
+            self._routers, rows, ids, tokens, batch_sequences=SCORE_BATCH, device=self.device
+        )
+
+    def _worth(self, scores_NxE: np.ndarray) -> np.ndarray:
+        """Score less price; minus infinity for experts that are not here."""
+        worth_NxE = scores_NxE.astype(np.float64) - self.prices_E
+        absent = np.setdiff1d(np.arange(self.experts), self.present)
+        worth_NxE[:, absent] = -np.inf
+        return worth_NxE
+
+    def _margin(self, worth_E: np.ndarray, expert: int) -> float | None:
+        others = [worth_E[e] for e in self.present if e != expert]
+        return float(worth_E[expert] - max(others)) if others else None
+
+    # --------------------------------------------------------------------------- experts
+
+    def expert(self, expert: int) -> nn.Module:
+        """The model of one expert, on the device, ready to run.
+
+        Raises:
+            MixtureError: it is not present, or can't be loaded.
+        """
+        if expert not in self.present:
+            raise MixtureError(f"{self.folder} has no expert {expert} that is present.")
+        if expert not in self._loaded:
+            folder = self.folder / self.manifest.experts[expert].folder
+            try:
+                model = _load_quietly(folder, self.manifest.vocabulary, 1)
+            except DataError as error:
+                raise MixtureError(str(error)) from None
+            self._loaded[expert] = model.to(self.device).eval()
+        return self._loaded[expert]
+
+    def forget(self, expert: int) -> None:
+        """Let go of an expert's memory."""
+        self._loaded.pop(expert, None)
+
+    def context_tokens(self, model: nn.Module) -> int:
+        """The most tokens that an expert has learned to look back on."""
+        known = getattr(model.config, "max_position_embeddings", None)
+        return int(known or self.sequence_tokens)
+
+
+def _router(folder: Path, manifest: MixtureManifest, file: str) -> nn.Module:
+    model = build_model(
+        manifest.router_shape, manifest.vocabulary, manifest.sequence_tokens, seed_key=b""
+    )
+    try:
+        state_from_file(model, folder / file)
+    except Malformed as error:
+        raise MixtureError(f"{folder} can't be used: {error}.") from None
+    return model.eval()
+
+
+def load_dense(folder: Path, mixture: Mixture) -> nn.Module:
+    """A dense model to compare with, on the mixture's device.
+
+    Raises:
+        DataError: no model, another tokenizer, or too small a context.
+    """
+    tokenizer = folder / "tokenizer.json"
+    if tokenizer.is_file() and sha256(tokenizer.read_bytes()) != mixture.tokenizer_sha256:
+        raise DataError(
+            f"{folder} has another tokenizer than the mixture, so their perplexities can't be "
+            "compared; train one with `smalltalk baseline` on the mixture's corpus."
+        )
+    model = _load_quietly(folder, mixture.manifest.vocabulary, mixture.sequence_tokens)
+    return model.to(mixture.device).eval()
+
+
+def _load_quietly(folder: Path, vocabulary: int, max_tokens: int) -> nn.Module:
+    """`load_model` without the library's own progress bars amid ours."""
+    logging.disable_progress_bar()
+    return load_model(folder, vocabulary, max_tokens)
