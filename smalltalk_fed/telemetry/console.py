@@ -71,6 +71,8 @@ def run_program(app: typer.Typer, name: str, arguments: Sequence[str] | None = N
             raise
         where = f" {error.filename}" if error.filename else ""
         return _say(name, f"can't write or read{where}: {error.strerror}.", WorldError.exit_code)
+    if code == INTERRUPTED:  # typer's own way of passing Ctrl-C on
+        return _say(name, "interrupted.", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
