@@ -5,7 +5,7 @@ rows at a time, used, and thrown away. `mean_loss` (training) takes the gradient
 block's logits are there, so that no logits are computed twice; `token_losses` (evaluation
 and anything that needs each token) computes them again when it goes backward. Sums are
 fp32 throughout. On a CPU the block is small enough to stay in the cache, which is worth
-more than the memory; on a GPU it is as large as `BLOCK_BYTES` allows.
+more than the memory; on a GPU it is as large as `GPU_BYTES` allows.
 """
 
 from __future__ import annotations
@@ -16,14 +16,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CACHE_BYTES = 1 << 20  # logits of one block on a CPU, fp32
-BLOCK_BYTES = 1 << 29  # and on a GPU
+CACHE_BYTES = 1 << 20  # logits of one block that stays in a CPU's cache, fp32
+FEW_ROWS = 128  # fewer don't pay: reading the head costs more than multiplying by it
+MANY_ROWS = 512  # then these, out of the cache
+CPU_BYTES = 1 << 27  # within this
+GPU_BYTES = 1 << 29
+SMALL_HEAD = 1 << 20  # numbers
 
 
 def rows_at_once(vocabulary: int, device: torch.device) -> int:
-    """Return how many tokens' logits are made at a time: at least one, a multiple of 8."""
-    budget = CACHE_BYTES if device.type == "cpu" else BLOCK_BYTES
-    return max(8, budget // (4 * vocabulary) // 8 * 8)
+    """Return how many tokens' logits are made at a time."""
+    row_bytes = 4 * vocabulary
+    if device.type != "cpu":
+        return max(1, GPU_BYTES // row_bytes)
+    cached = CACHE_BYTES // row_bytes
+    if cached >= FEW_ROWS:
+        return cached
+    return max(1, min(MANY_ROWS, CPU_BYTES // row_bytes))
 
 
 def token_losses(
@@ -91,10 +100,13 @@ class _TokenLosses(torch.autograd.Function):
 class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, rows: int) -> Tensor:
-        share = 1.0 / len(hidden)
+        share = 1.0 / max(1, len(hidden))
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        grad_head_t = torch.zeros(head.t().shape, dtype=torch.float32, device=head.device)
+        # A small product is faster when its long side comes last; a large one is not worth
+        # turning round at the end.
+        turned = head.numel() < SMALL_HEAD
+        grad_head: Tensor | None = None
         minus = torch.full((rows, 1), -share, dtype=torch.float32, device=hidden.device)
         head_t = head.t()
         for start in range(0, len(hidden), rows):
@@ -109,11 +121,18 @@ class _MeanLoss(torch.autograd.Function):
             block.mul_(share / sums).scatter_add_(1, column, minus[: len(block)])
             slope = block.to(hidden.dtype)
             torch.mm(slope, head, out=grad_hidden[part])
-            if slope.dtype == torch.float32:
-                grad_head_t.addmm_(hidden[part].t(), slope)
+            left, right = (hidden[part], slope) if turned else (slope, hidden[part])
+            if grad_head is None:
+                grad_head = torch.mm(left.t(), right).float()
+            elif slope.dtype == torch.float32:
+                grad_head.addmm_(left.t(), right)
             else:
-                grad_head_t += torch.mm(hidden[part].t(), slope)
-        ctx.save_for_backward(grad_hidden, grad_head_t.t().to(head.dtype))
+                grad_head += torch.mm(left.t(), right)
+        if grad_head is None:
+            grad_head = torch.zeros_like(head)
+        elif turned:
+            grad_head = grad_head.t().contiguous()
+        ctx.save_for_backward(grad_hidden, grad_head.to(head.dtype))
         return total * share
 
     @staticmethod

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from smalltalk_fed.model.loss import BLOCK_BYTES
+from smalltalk_fed.model.loss import GPU_BYTES
 
 # What can be stacked: the parts that `forward.is_lean` asks for, on any device.
 _PARTS = (
@@ -86,7 +86,7 @@ class StackedLlama:
     def _losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return -log p of every target, fp32[E, N], a block of logits at a time."""
         count, tokens, _ = hidden.shape
-        rows = max(1, BLOCK_BYTES // (4 * count * self._head.shape[1]))
+        rows = max(1, GPU_BYTES // (4 * count * self._head.shape[1]))
         losses = torch.empty(count, tokens, dtype=torch.float32, device=hidden.device)
         for start in range(0, tokens, rows):
             part = slice(start, start + rows)
