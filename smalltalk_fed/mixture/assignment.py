@@ -26,6 +26,7 @@ from smalltalk_fed.mixture.permutation import Permutation
 
 Method = Literal["paper", "regret", "optimal"]
 
+_LARGEST_NATS = 1e30  # differences of scores stay within float32
 _BLOCK = 1 << 14  # rows looked at at a time: temporaries stay in the cache
 
 
@@ -158,9 +159,7 @@ def dual_ascent(
     a coordinator learns of private text. Without counts, prices stay.
     Raises ValueError when the three don't have the same length, or counts are negative.
     """
-    prices, counts, share = (
-        np.asarray(x, dtype=np.float64) for x in (prices_E, counts_E, share_E)
-    )
+    prices, counts, share = (np.asarray(x, dtype=np.float64) for x in (prices_E, counts_E, share_E))
     if not prices.shape == counts.shape == share.shape or prices.ndim != 1:
         raise ValueError(
             f"prices, counts and shares are one per expert, not of shapes "
@@ -180,12 +179,12 @@ def _scores(scores_NxE: NDArray[np.float32]) -> NDArray[np.float32]:
         )
     scores = np.ascontiguousarray(scores)
     for start in range(0, len(scores), _BLOCK):
-        finite = np.isfinite(scores[start : start + _BLOCK])
-        if not finite.all():
-            row, e = np.argwhere(~finite)[0]
+        good = np.abs(scores[start : start + _BLOCK]) <= _LARGEST_NATS  # false for NaN
+        if not good.all():
+            row, e = np.argwhere(~good)[0]
             raise ValueError(
-                f"scores must be finite, but expert {e}'s score of sequence {start + row} "
-                f"is {scores[start + row, e]}"
+                f"scores must be finite and below {_LARGEST_NATS:g}, but expert {e}'s score of "
+                f"row {start + row} is {scores[start + row, e]}"
             )
     return scores
 

@@ -60,9 +60,9 @@ def fill(
     while open_E.any():
         # The place at which each open expert would take its last sequence.
         full_at = np.full(experts, n, dtype=np.int64)
-        for e in np.flatnonzero(open_E):
-            if len(waiting[e]) >= capacity_E[e]:
-                full_at[e] = waiting[e][capacity_E[e] - 1]
+        for other in np.flatnonzero(open_E):
+            if len(waiting[other]) >= capacity_E[other]:
+                full_at[other] = waiting[other][capacity_E[other] - 1]
         e = int(full_at.argmin())
         taken, away = waiting[e][: capacity_E[e]], waiting[e][capacity_E[e] :]
         expert_N[order_N[taken]] = e
@@ -70,12 +70,12 @@ def fill(
         if away.size == 0:
             continue
         choice = _choose(scores_NxE, order_N[away], open_E)
-        for other, joining in enumerate(_split(away, choice, experts)):
+        for heir, joining in enumerate(_split(away, choice, experts)):
             if joining.size:
                 # Two sorted runs, which a stable sort merges in linear time.
-                merged = np.concatenate([waiting[other], joining])
+                merged = np.concatenate([waiting[heir], joining])
                 merged.sort(kind="stable")
-                waiting[other] = merged
+                waiting[heir] = merged
     return expert_N
 
 

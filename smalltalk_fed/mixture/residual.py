@@ -13,6 +13,8 @@ and ties are ties. Rows are gathered in blocks, so that memory doesn't grow with
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,15 +33,14 @@ class Residual:
         self._scores = scores_NxE
         self._scale = scale
         self.experts = scores_NxE.shape[1]
-        by_expert = np.argsort(expert_N.astype(np.uint16), kind="stable")
-        self.load_E = np.bincount(expert_N, minlength=self.experts)
-        self._rows = np.split(by_expert, np.cumsum(self.load_E)[:-1])
+        self._rows = _rows_of(expert_N, self.experts)
+        self.load_E = np.array([len(rows) for rows in self._rows])
         self.cost_ExE = np.full((self.experts, self.experts), np.inf)
         self._ties_ExE = np.zeros((self.experts, self.experts), dtype=np.int64)
         for a in range(self.experts):
             self._measure(a)
 
-    def expert_N(self) -> NDArray[np.int32]:
+    def assignment(self) -> NDArray[np.int32]:
         """Return the assignment as it is now, int32[N]."""
         out = np.empty(len(self._scores), dtype=np.int32)
         for e, rows in enumerate(self._rows):
@@ -58,14 +59,16 @@ class Residual:
             over, under = self.load_E > capacity_E, self.load_E < capacity_E
             distance, path = _nearest(reduced, over, under)
             price -= np.minimum(distance, distance[path[-1]])
-            room = min(self.load_E[path[0]] - capacity_E[path[0]],
-                       capacity_E[path[-1]] - self.load_E[path[-1]])
+            room = min(
+                self.load_E[path[0]] - capacity_E[path[0]],
+                capacity_E[path[-1]] - self.load_E[path[-1]],
+            )
             self._move(path, int(room))
         return price
 
     def _move(self, path: list[int], at_most: int) -> None:
         """Move as many rows along every edge of the path as are tied at its cost."""
-        edges = list(zip(path, path[1:], strict=False))
+        edges = list(itertools.pairwise(path))
         k = min(at_most, *(int(self._ties_ExE[a, b]) for a, b in edges))
         places = [self._tied(a, b)[:k] for a, b in edges]
         moved = [self._rows[a][at] for (a, _), at in zip(edges, places, strict=True)]
@@ -74,9 +77,11 @@ class Residual:
         for (_, b), rows in zip(edges, moved, strict=True):
             self._rows[b] = np.concatenate([self._rows[b], rows])
         for (a, _), rows in zip(edges, moved, strict=True):
-            self._ties_ExE[a] -= self._tally(self._lost(a, rows), self.cost_ExE[a])
+            self._ties_ExE[a] -= self._tally(
+                _lost(self._scores, self._scale, a, rows), self.cost_ExE[a]
+            )
         for (_, b), rows in zip(edges, moved, strict=True):
-            lost = self._lost(b, rows)
+            lost = _lost(self._scores, self._scale, b, rows)
             cheapest = lost.min(axis=0)
             self._ties_ExE[b][cheapest < self.cost_ExE[b]] = 0
             np.minimum(self.cost_ExE[b], cheapest, out=self.cost_ExE[b])
@@ -93,26 +98,20 @@ class Residual:
         cost = np.full(self.experts, np.inf)
         ties = np.zeros(self.experts, dtype=np.int64)
         for start in range(0, len(self._rows[a]), _BLOCK):
-            lost = self._lost(a, self._rows[a][start : start + _BLOCK])
+            lost = _lost(self._scores, self._scale, a, self._rows[a][start : start + _BLOCK])
             cheapest = lost.min(axis=0)
             ties[cheapest < cost] = 0
             np.minimum(cost, cheapest, out=cost)
             ties += self._tally(lost, cost)
         self.cost_ExE[a], self._ties_ExE[a] = cost, ties
 
-    def _lost(self, a: int, rows: NDArray[np.intp]) -> Float64Array:
-        """Return what each row loses by moving from a to every expert (infinite: to a)."""
-        units = to_units(self._scores[rows], self._scale)
-        lost = units[:, a, None] - units
-        lost[:, a] = np.inf
-        return lost
-
     def _tied(self, a: int, b: int) -> NDArray[np.intp]:
         """Return the places in a's list of the rows that move to b at the cheapest cost."""
         rows = self._rows[a]
         here = to_units(self._scores[rows, a], self._scale)
-        return np.flatnonzero(here - to_units(self._scores[rows, b], self._scale)
-                              == self.cost_ExE[a, b])
+        return np.flatnonzero(
+            here - to_units(self._scores[rows, b], self._scale) == self.cost_ExE[a, b]
+        )
 
     @staticmethod
     def _tally(lost: Float64Array, cost: Float64Array) -> NDArray[np.int64]:
@@ -126,7 +125,23 @@ def to_units(scores: NDArray[np.generic], scale: float) -> Float64Array:
     return np.rint(units, out=units)
 
 
-def cheapest_cycles(cost_ExE: Float64Array) -> Float64Array:
+def cheapest_moves(
+    scores_NxE: NDArray[np.generic], scale: float, expert_N: NDArray[np.integer]
+) -> Float64Array:
+    """Return the cost of the cheapest move of each pair of experts, units, float64[E, E].
+
+    Infinite from an expert without rows, and on the diagonal.
+    """
+    experts = scores_NxE.shape[1]
+    cost_ExE = np.full((experts, experts), np.inf)
+    for a, rows in enumerate(_rows_of(expert_N, experts)):
+        for start in range(0, len(rows), _BLOCK):
+            lost = _lost(scores_NxE, scale, a, rows[start : start + _BLOCK])
+            np.minimum(cost_ExE[a], lost.min(axis=0), out=cost_ExE[a])
+    return cost_ExE
+
+
+def shortest_distances(cost_ExE: Float64Array) -> Float64Array:
     """Return all shortest distances (Floyd and Warshall); a negative diagonal is a cycle.
 
     A negative cycle is a set of moves that keeps all loads and gains: the assignment isn't
@@ -137,6 +152,21 @@ def cheapest_cycles(cost_ExE: Float64Array) -> Float64Array:
     for via in range(len(distance)):
         np.minimum(distance, distance[:, via, None] + distance[via], out=distance)
     return distance
+
+
+def _rows_of(expert_N: NDArray[np.integer], experts: int) -> list[NDArray[np.intp]]:
+    by_expert = np.argsort(expert_N.astype(np.uint16), kind="stable")
+    return np.split(by_expert, np.cumsum(np.bincount(expert_N, minlength=experts))[:-1])
+
+
+def _lost(
+    scores_NxE: NDArray[np.generic], scale: float, a: int, rows: NDArray[np.intp]
+) -> Float64Array:
+    """Return what each row loses by moving from a to every expert (infinite: to a)."""
+    units = to_units(scores_NxE[rows], scale)
+    lost = units[:, a, None] - units
+    lost[:, a] = np.inf
+    return lost
 
 
 def _nearest(
