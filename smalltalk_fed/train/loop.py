@@ -59,6 +59,7 @@ class MeanLoss(nn.Module):
         super().__init__()
         self.model = model
         self._dtype: Dtype = dtype
+        self._compiled = compile_model
         self._forward = make_forward(
             model, compile_model=compile_model, lean=lean and dtype == "float32"
         )
@@ -74,7 +75,7 @@ class MeanLoss(nn.Module):
             hidden = self._forward(tokens_BxS)[:, :-1].flatten(0, 1)
             if self._dtype == "bfloat16":
                 hidden = hidden.to(torch.bfloat16)
-        return mean_loss(hidden, self._forward.head, targets)
+        return mean_loss(hidden, self._forward.head, targets, compiled=self._compiled)
 
 
 def train(

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from smalltalk_fed.model import loss as loss_module
 from smalltalk_fed.model.loss import mean_loss, rows_at_once, token_losses
 
 
@@ -83,6 +84,17 @@ def test_logits_of_a_large_vocabulary_never_stand_in_memory_at_once(function):
     with _Largest() as largest:
         _gradients(function(hidden, head, targets).sum(), hidden, head)
     assert largest.numbers <= 512 * 5000
+
+
+def test_the_form_that_is_compiled_gives_the_same(monkeypatch):
+    monkeypatch.setattr(loss_module, "_compiled_slope", lambda: loss_module._slope)
+    hidden, head, targets = _inputs(50, 8, 40)
+    ours = mean_loss(hidden, head, targets, 20, compiled=True)
+    eager = mean_loss(hidden, head, targets, 20)
+    torch.testing.assert_close(ours, eager)
+    expected = _gradients(eager, hidden, head)
+    for a, b in zip(_gradients(ours, hidden, head), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_blocks_have_a_bound_in_bytes_whatever_the_vocabulary():
