@@ -61,6 +61,17 @@ def test_mistyped_token_is_told_so(position: int, letter: str) -> None:
             decode_token(mistyped)
 
 
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_bits_that_mean_nothing_are_not_ignored(size: int) -> None:
+    """The last letter of base64 may have bits to spare: one token is one line."""
+    token = JoinToken("a:1", "b:2", bytes(size), bytes(16), 1)
+    line = encode_token(token)
+    for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_":
+        if letter != line[-1]:
+            with pytest.raises(UserError, match="damaged"):
+                decode_token(line[:-1] + letter)
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [

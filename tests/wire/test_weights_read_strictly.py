@@ -45,6 +45,9 @@ def test_header_of_a_file_of_the_library(tmp_path: Path) -> None:
     assert np.frombuffer(data[found.start : found.end], "<f4").tolist() == A.ravel().tolist()
 
 
+A_ENTRY = json.dumps(entry()).encode()
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -55,6 +58,7 @@ def test_header_of_a_file_of_the_library(tmp_path: Path) -> None:
         built(b"\xff\xfe"),
         built([]),
         built(b'{"a": 1, "a": 2}'),
+        built((b'{"a": %b, "a": %b}' % (A_ENTRY, A_ENTRY)), b"1234"),
         built(b"[" * 5000),
         built({"a": entry()}),  # no data
         built({"a": entry()}, b"12345"),  # a byte too many
