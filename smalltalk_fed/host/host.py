@@ -27,7 +27,7 @@ from smalltalk_fed.errors import PeerError, SmalltalkError, WorldError
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.checks import check_result
 from smalltalk_fed.host.clock import Clock
-from smalltalk_fed.host.jobs import run_job
+from smalltalk_fed.host.jobs import end_with_parent, run_job
 from smalltalk_fed.host.journal import Journal
 
 JOB_TRIES = 3
@@ -209,7 +209,9 @@ class Host:
         if self._pool is None:
             # Spawned, not forked: gRPC's threads don't survive a fork.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(max_workers=1, mp_context=context)
+            self._pool = ProcessPoolExecutor(
+                max_workers=1, mp_context=context, initializer=end_with_parent
+            )
         return self._pool
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:

@@ -8,6 +8,10 @@ as the culprit.
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +38,22 @@ def capacity(manifest: RunManifest, sequences: int) -> np.ndarray:
     if weights == "equal":
         return equal_capacity(sequences, manifest.experts)
     return weighted_capacity(sequences, weights)
+
+
+def end_with_parent() -> None:
+    """In a worker process: end when the coordinator is gone, however it went.
+
+    A killed parent closes no pool, and its worker would wait for work for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(0)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
 def run_job(manifest: RunManifest, job: Job, blob_folder: Path) -> JobFinished | JobFailed:

@@ -111,7 +111,11 @@ class Deployment:
         """Start a child; its output goes to NAME.log."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.children[name] = subprocess.Popen(
-                [str(BIN / program), *map(str, arguments)], stdout=log, stderr=log, env=ENV
+                [str(BIN / program), *map(str, arguments)],
+                stdout=log,
+                stderr=log,
+                env=ENV,
+                start_new_session=True,
             )
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
