@@ -218,14 +218,14 @@ def test_the_ledger_agrees_with_the_sockets(deploy: Deploy) -> None:
         # headers of HTTP/2, TLS records, gRPC's headers, window updates and pings.
         assert 0 < overhead < 6_000 + 250 * messages, (direction, on_wire, counted, messages)
     # The formulas (docs/architecture.md, "What travels") and the stated overhead of a blob:
-    # 20 bytes of block header and about 110 of digest, size, name and unit in its first part.
+    # 20 bytes of block header and about 70 of digest, size, name and unit in its first part.
     sent = {(row["kind"], row["direction"]): row["bytes"] for row in rows}
     experts, rounds, chunk = 2, 3, 64
     assert sent["scores", "up"] == pytest.approx(
         (rounds - 1) * experts * (2 * chunk + 130), rel=0.1
     )
     size = sum(p.stat().st_size for p in (run.run / "mixture" / "routers").iterdir()) / experts
-    assert sent["parameters", "up"] == pytest.approx(rounds * experts * (size + 130), rel=0.1)
+    assert sent["parameters", "up"] == pytest.approx(rounds * experts * (size + 90), rel=0.1)
 
 
 # ---------------------------------------------------------------------------- bad input
