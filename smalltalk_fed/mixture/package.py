@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from smalltalk_fed.config.shapes import ModelShape
 from smalltalk_fed.errors import UserError, WorldError
@@ -76,7 +76,9 @@ class MixtureManifest(BaseModel):
     router_shape: ModelShape
     routers: tuple[RouterEntry, ...] = Field(min_length=1)
     experts: tuple[ExpertEntry, ...] = Field(min_length=1)
-    prices: tuple[float, ...]  # the prior: argmax_e (score_e - price_e); zeros for a uniform one
+    prices: tuple[
+        FiniteFloat, ...
+    ]  # the prior: argmax_e (score_e - price_e); zeros for a uniform one
     provenance: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
 
@@ -90,6 +92,11 @@ class MixtureManifest(BaseModel):
             )
         if [expert.index for expert in self.experts] != list(range(count)):
             raise ValueError("experts must be listed by index from 0 on")
+        if self.prefix_tokens > self.sequence_tokens:
+            raise ValueError(
+                f"a prefix of {self.prefix_tokens} tokens is longer than a sequence of "
+                f"{self.sequence_tokens}"
+            )
         return self
 
 
@@ -100,6 +107,7 @@ def read_mixture(folder: Path) -> MixtureManifest:
         MixtureError: missing, of another version, damaged, or with paths or links that leave it.
     """
     path = folder / MANIFEST_FILE
+    _refuse_links(folder, MANIFEST_FILE)
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise MixtureError(f"{path} is too large to be a mixture's manifest.")
