@@ -91,7 +91,9 @@ def error_of(error: grpc.RpcError, address: str) -> SmalltalkError:
 
 
 def _short(details: str) -> str:
-    return " ".join(details.split())[:200]
+    """The last and most particular part of what gRPC says."""
+    last = details.rpartition("last error: ")[2].rpartition("connect: ")[2]
+    return " ".join(last.split())[:200]
 
 
 class Newcomer:
