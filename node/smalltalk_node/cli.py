@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +28,7 @@ from smalltalk_fed.wire.egress import EgressRow, egress_rows
 from smalltalk_fed.wire.token import decode_token
 from smalltalk_node import machine
 from smalltalk_node.identity import DEFAULT_FOLDER, NodeFolder
+from smalltalk_node.machine import WORKER_THREAD
 
 NAME = "smalltalk-node"
 app = program(NAME, "Do work for a run on this machine, and see what leaves it.")
@@ -162,7 +165,13 @@ def _egress_tables(rows: list[EgressRow]) -> list[Table]:
 
 def main() -> None:
     """Entry point."""
-    sys.exit(run_program(app, NAME))
+    code = run_program(app, NAME)
+    if any(thread.name == WORKER_THREAD for thread in threading.enumerate()):
+        # In the middle of a long step, of a unit that nobody wants any more: torch aborts
+        # when the interpreter is taken down under it.
+        logging.shutdown()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

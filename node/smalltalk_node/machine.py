@@ -23,6 +23,8 @@ from smalltalk_fed.core.messages import Capabilities
 
 log = logging.getLogger("smalltalk.node")
 
+WORKER_THREAD = "worker"  # the name of the thread that computes
+
 
 @dataclass(frozen=True)
 class Machine:

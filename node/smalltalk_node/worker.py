@@ -25,6 +25,7 @@ from smalltalk_fed.errors import Malformed, OurError, Refused, SmalltalkError, W
 from smalltalk_fed.wire.signing import SigningKey, sign_result
 from smalltalk_node.cache import BlobCache
 from smalltalk_node.connection import Connection, NoAnswer
+from smalltalk_node.machine import WORKER_THREAD
 from smalltalk_node.transfer import get_blob, put_blob, ref_of
 from smalltalk_node.work import (
     Done,
@@ -99,7 +100,7 @@ class Worker:
         self._wanted: dict[str, _Task] = {}
         self._outcomes: list[Finished | Failed] = []
         self._progress: Progress | None = None
-        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=WORKER_THREAD, daemon=True)
         self._thread.start()
 
     # ------------------------------------------------------ called by the conversation's thread

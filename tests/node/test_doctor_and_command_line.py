@@ -196,3 +196,18 @@ def test_torch_waits_until_there_is_work() -> None:
         "import os; assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_worker_in_the_middle_of_a_step_does_not_hold_the_end_up() -> None:
+    program = (
+        "import sys, threading, smalltalk_node.cli as cli\n"
+        "busy = threading.Thread(target=threading.Event().wait, name=cli.WORKER_THREAD)\n"
+        "busy.start()  # not a daemon: an ordinary end would wait for it for ever\n"
+        "sys.argv = ['smalltalk-node', 'join', 'rubbish']\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "not a join token" in done.stderr
