@@ -64,7 +64,7 @@ def run_program(app: typer.Typer, name: str, arguments: Sequence[str] | None = N
     except SmalltalkError as error:
         return _say(name, str(error), error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
     except OSError as error:
         if error.errno not in _WORLD:
