@@ -190,9 +190,8 @@ def _end(children: Sequence[Child]) -> None:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             left = [child for child in children if not child.ended]
-            for child in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.process.pid, number)
+            for child in left:  # the leader alone: it knows how to end its helpers
+                child.process.send_signal(number)
             end = time.monotonic() + END_S / 2
             for child in left:
                 with contextlib.suppress(subprocess.TimeoutExpired):

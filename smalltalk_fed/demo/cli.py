@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import shlex
 import sys
@@ -83,9 +85,11 @@ def _check_parts() -> None:
     Raises:
         ModuleNotFoundError: the program says how to install it.
     """
-    import jinja2  # noqa: F401
-    import matplotlib  # noqa: F401
-    import torch  # noqa: F401 - the children need it
+    for module in ("smalltalk_fed.demo.results", "smalltalk_fed.demo.report"):
+        importlib.import_module(module)
+    for package in ("torch", "transformers"):  # the children need them; found, not imported
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"{package} is not installed", name=package)
 
 
 def _write_report(folder: DemoFolder, run: Any, findings: Any) -> dict[str, Any]:
@@ -117,6 +121,8 @@ def _print_summary(console: Console, folder: DemoFolder, report: dict[str, Any])
     console.print("")
     console.print(_domains(report))
     console.print("")
+    console.print(_travelled(report))
+    console.print("")
     for sample in report["samples"]:
         _print_sample(console, sample)
     _print_next(console, folder, report)
@@ -136,13 +142,19 @@ def _figures(report: dict[str, Any]) -> Table:
         if mine and other:
             ratio = f"{mine / other:.3f}"
             table.add_row(title, f"{mine:.{digits}f}", f"{other:.{digits}f}", ratio)
+    return table
+
+
+def _travelled(report: dict[str, Any]) -> str:
     moved = report["bytes"]
     coordination = moved["coordination_up"] + moved["coordination_down"]
     per_token = moved["per_trained_token"].get("coordination", 0.0)
     ddp = moved["formulas_per_trained_token"]["ddp_fp32"]
-    table.add_row("coordination", size(coordination), f"{ddp:,.0f} B/token", "DDP's formula")
-    table.add_row("  per trained token", f"{per_token:.2f} B", "", "")
-    return table
+    return (
+        f"{size(coordination)} of coordination travelled, {per_token:.2f} bytes per trained token "
+        f"(DDP's formula at this shape: {ddp:,.0f}), and {size(moved['weights_up'])} of finished "
+        "experts; no text, no gradients."
+    )
 
 
 def _domains(report: dict[str, Any]) -> Table:
@@ -171,7 +183,7 @@ def _print_sample(console: Console, sample: dict[str, Any]) -> None:
     console.print(head)
     prompt = " ".join(sample["prompt"].split())[-SAMPLE_CHARACTERS:]
     text = " ".join(sample["text"].split())[:SAMPLE_CHARACTERS]
-    console.print(Padding(Text.assemble((f"…{prompt} ", "dim"), text), (0, 0, 0, 2)))
+    console.print(Padding(Text.assemble((f"…{prompt} ", "dim"), text), (0, 0, 0, 2), expand=False))
 
 
 def _print_next(console: Console, folder: DemoFolder, report: dict[str, Any]) -> None:

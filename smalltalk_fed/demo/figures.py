@@ -22,6 +22,7 @@ FORMULA_NAMES = {
     "ddp_fp32": "formula: DDP, fp32 gradients",
     "diloco_fp32": "formula: DiLoCo, H = 500, fp32",
     "diloco_int8": "formula: DiLoCo, H = 500, int8",
+    "routers_up": "formula: routers up every round",
     "smalltalk_scores": "formula: scores up, ids down",
     "smalltalk_broadcast": "formula: routers broadcast once",
 }
@@ -36,7 +37,8 @@ def draw_domains(ax: Axes, report: Report) -> None:
     experts, last = report["mixture"]["experts"], len(report["rounds"])
     columns = [np.array(row["domains_by_expert"], dtype=float) for row in rounds]
     columns.append(np.array([row["experts"] for row in domains], dtype=float))
-    places = [*range(1, last + 1), last + 1.8]
+    whole = last + 1.0 + min(0.8, 0.04 * last)  # where the whole corpus' column stands
+    places = [*range(1, last + 1), whole]
     for place, table_DxE in zip(places, columns, strict=True):
         totals = table_DxE.sum(axis=1, keepdims=True)
         shares_DxE = np.divide(table_DxE, totals, out=np.zeros_like(table_DxE), where=totals > 0)
@@ -48,7 +50,7 @@ def draw_domains(ax: Axes, report: Report) -> None:
                     place,
                     height,
                     bottom=bottom,
-                    width=0.86 if place <= last else 1.1,
+                    width=0.86,
                     color=expert_colour(expert),
                     linewidth=0,
                 )
@@ -58,11 +60,11 @@ def draw_domains(ax: Axes, report: Report) -> None:
         tick.set_color(INK)
     step = max(1, round(last / 8))
     ticks = list(range(1, last + 1, step))
-    ax.set_xticks([*ticks, last + 1.8], [*map(str, ticks), "all"])
+    ax.set_xticks([*ticks, whole], [*map(str, ticks), "all"])
     for domain, row in enumerate(domains):
         if row["top_share"] is not None:
             ax.text(
-                last + 2.6,
+                whole + 0.43 + 0.008 * last,
                 -domain,
                 f"{row['top_share']:.0%} in {row['top_expert']}",
                 va="center",
@@ -70,7 +72,7 @@ def draw_domains(ax: Axes, report: Report) -> None:
                 color=expert_colour(row["top_expert"]),
                 weight="bold",
             )
-    ax.set_xlim(0.4, last + 2.5)
+    ax.set_xlim(0.4, whole + 0.45)
     ax.set_ylim(-len(domains) + 0.45, 0.55)
     ax.set_xlabel("round of EM (first: at random)")
     ax.tick_params(length=0)

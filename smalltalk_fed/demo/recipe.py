@@ -24,7 +24,7 @@ VOCABULARY = 1024
 # Small enough to try the machinery in half a minute; far too short for the mixture to win.
 QUICK = (
     "router.rounds=4",
-    "router.chunk_sequences=512",
+    "router.chunk_sequences=1024",
     "expert.steps=30",
     "expert.batch_sequences=8",
     "expert.optimizer.warmup_steps=5",

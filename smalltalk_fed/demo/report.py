@@ -57,6 +57,7 @@ def render_html(report: Report) -> str:
         verdict=verdict(report),
         agreement=_agreement_words(report),
         dominated=_coordination_words(report),
+        kinds=_kinds(report),
         colour=expert_colour,
         accent=ACCENT,
         dense=DENSE,
@@ -150,6 +151,8 @@ def _svgs(report: Report) -> dict[str, Markup]:
         "timeline": (9.4, 0.3 * len(report["timeline"]) + 0.8, figures.draw_timeline),
     }
     drawn: dict[str, Markup] = {}
+    if not report["domains"]:  # a corpus without labels
+        one = {name: one[name] for name in one if name not in ("domains", "agreement")}
     for name, (width, height, draw) in one.items():
         with Drawing(width, height) as figure:
             draw(figure.add_subplot(), report)
@@ -179,6 +182,29 @@ def _agreement_words(report: Report) -> str:
     )
 
 
+# What the ledger's kinds are to a reader.
+KINDS = {
+    "parameters": "router parameters",
+    "scores": "score blocks",
+    "ids": "id lists: shares and segments",
+    "experts": "experts of sequences: sharding",
+    "exchange": "orders and progress",
+    "join": "joining",
+    "blob_state": "state of uploads",
+    "weights": "experts' weights",
+    "config": "experts' configurations",
+    "seed": "the seed model",
+}
+
+
+def _kinds(report: Report) -> list[tuple[str, dict[str, Any]]]:
+    """The ledger's lines by category, the largest first."""
+    return sorted(
+        ((KINDS.get(kind, kind), row) for kind, row in report["bytes"]["by_kind"].items()),
+        key=lambda item: (item[1]["category"], -item[1]["up"] - item[1]["down"]),
+    )
+
+
 def _coordination_words(report: Report) -> str:
     """Which kind of message most of the coordination is."""
     kinds = {
@@ -190,8 +216,9 @@ def _coordination_words(report: Report) -> str:
         return ""
     most = max(kinds, key=lambda kind: kinds[kind])
     return (
-        f"Of the coordination {kinds[most] / sum(kinds.values()):.0%} is {most}. A miniature "
-        "trains few tokens, so what does not depend on tokens weighs much here; coordination "
+        f"Of the coordination {kinds[most] / sum(kinds.values()):.0%} is "
+        f"{KINDS.get(most, most)}. A miniature trains few tokens, "
+        "so what does not depend on tokens weighs much here; coordination "
         "does not grow with the expert, DDP and DiLoCo do."
     )
 

@@ -21,6 +21,7 @@ from smalltalk_fed.demo.driver import Findings, available_cores
 from smalltalk_fed.mixture import agreement, costs
 
 FORMAT_VERSION = 1
+FP32_BYTES = 4  # of a weight, as this product sends them
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "grpcio", "safetensors")
 
 
@@ -141,9 +142,7 @@ def _contingency(
     if labels is None or f"{prefix}_ids" not in divided:
         return np.zeros((0, experts), dtype=np.int64)
     ids, chosen = divided[f"{prefix}_ids"], divided[f"{prefix}_experts"]
-    table = np.zeros((len(names), experts), dtype=np.int64)
-    np.add.at(table, (labels[ids], chosen), 1)
-    return table
+    return agreement.contingency(labels[ids], chosen, len(names), experts)
 
 
 def _nmi(table_DxE: np.ndarray) -> float | None:
@@ -152,7 +151,7 @@ def _nmi(table_DxE: np.ndarray) -> float | None:
         return None
     rows, columns = np.nonzero(table_DxE)
     counts = table_DxE[rows, columns]
-    return float(agreement.nmi(np.repeat(rows, counts), np.repeat(columns, counts)))
+    return agreement.nmi(np.repeat(rows, counts), np.repeat(columns, counts))
 
 
 def _experts(findings: Findings, segments: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
@@ -303,8 +302,11 @@ def _formulas(findings: Findings, corpus: TokenCorpus, tokens: int) -> dict[str,
         "ddp_fp32": costs.ddp_bytes_per_token(weights, batch, length),
         "diloco_fp32": costs.diloco_bytes_per_token(weights, batch, length),
         "diloco_int8": costs.diloco_bytes_per_token(weights, batch, length, bytes_per_weight=1),
+        "routers_up": FP32_BYTES * router * experts * config.router.rounds / max(1, tokens),
         "smalltalk_scores": costs.scores_bytes_per_token(experts, length),
-        "smalltalk_broadcast": costs.broadcast_bytes_per_token(experts, router, per_node, length),
+        "smalltalk_broadcast": costs.broadcast_bytes_per_token(
+            experts, router, per_node, length, FP32_BYTES
+        ),
     }
 
 

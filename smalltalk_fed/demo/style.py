@@ -31,7 +31,13 @@ EXPERTS = (
     "#8d7b68",
 )
 
-_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
+_VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    PAPER: "--paper",
+    ACCENT: "--accent",
+}
 _SETTINGS = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -95,7 +101,8 @@ def to_svg(figure: Figure, name: str) -> str:
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf"<svg {_role(name)} \1>", text, count=1)
     # matplotlib numbers its groups anew in every figure.
-    text = re.sub(r'id="([a-z]+_\d+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = text.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     # Fonts are the page's; sizes stay.

@@ -46,8 +46,8 @@ def labelled_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "corpus"
 
 
-@pytest.fixture
-def findings(labelled_corpus: Path, tmp_path: Path) -> Findings:
+@pytest.fixture(scope="session")
+def findings(labelled_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Findings:
     """What the programs would say of a run on that corpus."""
     settings = (
         f"sequence.length={LENGTH}",
@@ -57,8 +57,9 @@ def findings(labelled_corpus: Path, tmp_path: Path) -> Findings:
     )
     options = DemoOptions(seed=3, experts=EXPERTS, nodes=2, settings=settings)
     text = recipe.run_toml("full", 3, EXPERTS, 2, settings)
-    (tmp_path / "run.toml").write_text(text)
-    found = Findings(options, load_config(tmp_path / "run.toml"), text)
+    path = tmp_path_factory.mktemp("config") / "run.toml"
+    path.write_text(text)
+    found = Findings(options, load_config(path), text)
     found.status = _status()
     found.evaluation = _evaluation()
     found.baseline = {"tokens": 3000, "curve": [[1, 6.0], [10, 4.0]], "seconds": 2.0}
@@ -80,8 +81,8 @@ def findings(labelled_corpus: Path, tmp_path: Path) -> Findings:
     return found
 
 
-@pytest.fixture
-def assignments(labelled_corpus: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def assignments(labelled_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rounds at random, then (segments) a perfect division but for one sequence."""
     manifest = json.loads((labelled_corpus / "corpus.json").read_bytes())
     count = sum(shard["sequences"] for shard in manifest["train"]["shards"])
@@ -94,7 +95,7 @@ def assignments(labelled_corpus: Path, tmp_path: Path) -> Path:
     arrays["segment_ids"] = np.arange(count)
     arrays["segment_experts"] = labels.astype(np.int16)
     arrays["segment_experts"][0] = (labels[0] + 1) % EXPERTS
-    path = tmp_path / "assignments.npz"
+    path = tmp_path_factory.mktemp("assignments") / "assignments.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
 

@@ -193,6 +193,8 @@ def test_ctrl_c_is_exit_code_130(
 def test_a_missing_part_of_the_product_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name in [name for name in sys.modules if name.startswith("smalltalk_fed.demo.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(["demo", "--out", "nowhere"]) == 4
     assert "pip install 'smalltalk-fed[all]'" in said(capsys)
