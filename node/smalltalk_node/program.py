@@ -149,6 +149,8 @@ class Program:
                 worker.start(todo.start)
             if todo.end:
                 self._records.end(todo.end, self._ledger)
+                if todo.failed:
+                    raise Refused(f"no more work here: {todo.end}")
                 return todo.end
             self._show(worker)
         raise KeyboardInterrupt

@@ -217,7 +217,8 @@ class Coordinator:
             self.leases.drop_node(message.node_id)
         if self.state.phase is Phase.FINISHED or self.state.phase is Phase.FAILED:
             reason = f"the run is {self.state.phase}: {self.state.reason}"
-            order = msg.Order(reason, accepted=accepted, cancel=cancel, stop=True)
+            failed = self.state.phase is Phase.FAILED
+            order = msg.Order(reason, accepted=accepted, cancel=cancel, stop=True, failed=failed)
             self._reply(conversation, order)
         elif not message.wants_work or (working is not None and not cancel):
             order = msg.Order(
@@ -376,7 +377,9 @@ class Coordinator:
         leases, state = self.leases, self.state
         if state.phase in (Phase.FINISHED, Phase.FAILED):
             for waiting in list(leases.waiting.values()):
-                self._answer(waiting, f"the run is {state.phase}: {state.reason}", stop=True)
+                failed = state.phase is Phase.FAILED
+                reason = f"the run is {state.phase}: {state.reason}"
+                self._answer(waiting, reason, stop=True, failed=failed)
             return
         if now < leases.frozen_until or not leases.waiting:
             return
@@ -402,7 +405,13 @@ class Coordinator:
         self._answer(waiting, reason, unit_key=key)
 
     def _answer(
-        self, waiting: Waiting, reason: str, *, unit_key: UnitKey | None = None, stop: bool = False
+        self,
+        waiting: Waiting,
+        reason: str,
+        *,
+        unit_key: UnitKey | None = None,
+        stop: bool = False,
+        failed: bool = False,
     ) -> None:
         self.leases.waiting.pop(waiting.node_id, None)
         order = msg.Order(
@@ -411,6 +420,7 @@ class Coordinator:
             cancel=waiting.cancel,
             unit=self.state.unit(unit_key) if unit_key else None,
             stop=stop,
+            failed=failed,
             heartbeat_s=self._heartbeat_s,
         )
         self._reply(waiting.conversation, order)
@@ -419,7 +429,7 @@ class Coordinator:
         self.leases.drop_node(node_id)
         waiting = self.leases.waiting.get(node_id)
         if waiting:
-            self._answer(waiting, "this node was revoked", stop=True)
+            self._answer(waiting, "this node was revoked", stop=True, failed=True)
         self.leases.present.pop(node_id, None)
         self._offer(now)
 

@@ -160,6 +160,7 @@ class Order:
     cancel: str = ""  # id of the unit that the node should drop
     unit: Unit | None = None
     stop: bool = False
+    failed: bool = False  # with stop: the run failed, or the node was shut out
     heartbeat_s: float = 30.0  # say something again after so long
     wait_s: float = 0.0  # before the next question
 

@@ -25,6 +25,7 @@ class Todo:
     start: Unit | None = None
     drop: str = ""  # unit id to stop working on
     end: str = ""  # the run is over for this node; the reason
+    failed: bool = False  # with `end`: it did not end well
 
 
 @dataclass
@@ -77,7 +78,8 @@ class Session:
             self._forget_unit(drop)
         if order.stop:
             self.ended = True
-            return Todo(drop=self.unit.unit_id if self.unit else drop, end=order.reason)
+            drop = self.unit.unit_id if self.unit else drop
+            return Todo(drop=drop, end=order.reason, failed=order.failed)
         if order.unit is not None and self.unit is None:
             self.unit, self._fraction, self._figures = order.unit, 0.0, {}
             self._next_at = now + self._heartbeat_s

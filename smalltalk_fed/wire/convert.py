@@ -197,6 +197,7 @@ def order_to_proto(order: msg.Order) -> pb.ExchangeReply:
         accepted=order.accepted,
         cancel=order.cancel,
         stop=order.stop,
+        failed=order.failed,
         heartbeat_s=order.heartbeat_s,
         wait_s=order.wait_s,
     )
@@ -213,6 +214,7 @@ def order_from_proto(reply: pb.ExchangeReply) -> msg.Order:
         cancel=_optional_unit_id(reply.cancel),
         unit=unit_from_proto(reply.unit) if reply.HasField("unit") else None,
         stop=reply.stop,
+        failed=reply.failed,
         heartbeat_s=number(reply.heartbeat_s, "the heartbeat", 0.01, 86400.0),
         wait_s=number(reply.wait_s, "the wait", 0.0, 86400.0),
     )

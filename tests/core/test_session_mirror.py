@@ -102,6 +102,12 @@ def test_stop_ends_the_session_and_the_unit() -> None:
     assert session.tick(100.0).say is None
 
 
+def test_a_run_that_failed_is_told_from_one_that_is_done() -> None:
+    session = at_work()
+    session.tick(5.0)
+    assert session.handle(order(stop=True, failed=True), 5.0).failed
+
+
 def drive(world: World, nodes: dict[str, Session], lose: frozenset[int] = frozenset()) -> int:
     """Run sessions against the coordinator; answers to the numbered exchanges are lost."""
     exchanges, asked = 0, dict[str, int]()

@@ -69,6 +69,7 @@ orders = st.builds(
     cancel=st.just("") | unit_ids,
     unit=st.none() | units,
     stop=st.booleans(),
+    failed=st.booleans(),
     heartbeat_s=st.floats(0.01, 86400),
     wait_s=st.floats(0, 86400),
 )

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&smalltalk_fed/proto/v1/smalltalk.proto\x12\x0csmalltalk.v1\"I\n\x0c\x45nrolRequest\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\"@\n\x0cRenewRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\"2\n\nEnrolReply\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"%\n\x0e\x45xplainRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"<\n\x0c\x45xplainReply\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07welcome\x18\x02 \x01(\x08\x12\x0b\n\x03now\x18\x03 \x01(\x01\"\x9a\x01\n\x0c\x43\x61pabilities\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07threads\x18\x02 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\x04 \x01(\x01\x12\x15\n\rcorpus_digest\x18\x05 \x01(\t\x12\x14\n\x0c\x63orpus_bytes\x18\x06 \x01(\x04\x12\x10\n\x08software\x18\x07 \x01(\t\"\x83\x01\n\x0bJoinRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x13\n\x0bsigning_key\x18\x03 \x01(\x0c\x12\x30\n\x0c\x63\x61pabilities\x18\x04 \x01(\x0b\x32\x1a.smalltalk.v1.Capabilities\"s\n\tJoinReply\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x1a\n\x12manifest_signature\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63oordinator_key\x18\x04 \x01(\x0c\x12\x0e\n\x06reason\x18\x05 \x01(\t\"5\n\x07\x42lobRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\"%\n\x06\x46igure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\">\n\x04Unit\x12\x0f\n\x07unit_id\x18\x01 \x01(\t\x12%\n\x06inputs\x18\x02 \x03(\x0b\x32\x15.smalltalk.v1.BlobRef\"{\n\x06Result\x12\x0f\n\x07unit_id\x18\x01 \x01(\t\x12&\n\x07outputs\x18\x02 \x03(\x0b\x32\x15.smalltalk.v1.BlobRef\x12%\n\x07\x66igures\x18\x03 \x03(\x0b\x32\x14.smalltalk.v1.Figure\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"S\n\x07Working\x12\x0f\n\x07unit_id\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12%\n\x07\x66igures\x18\x03 \x03(\x0b\x32\x14.smalltalk.v1.Figure\"*\n\x07\x46\x61ilure\x12\x0f\n\x07unit_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xb1\x01\n\x0f\x45xchangeRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12&\n\x07working\x18\x02 \x01(\x0b\x32\x15.smalltalk.v1.Working\x12&\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x14.smalltalk.v1.Result\x12%\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x15.smalltalk.v1.Failure\x12\x12\n\nwants_work\x18\x05 \x01(\x08\"\x96\x01\n\rExchangeReply\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x03 \x01(\t\x12 \n\x04unit\x18\x04 \x01(\x0b\x32\x12.smalltalk.v1.Unit\x12\x0c\n\x04stop\x18\x05 \x01(\x08\x12\x13\n\x0bheartbeat_s\x18\x06 \x01(\x01\x12\x0e\n\x06wait_s\x18\x07 \x01(\x01\"0\n\x10\x42lobStateRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\"4\n\x0e\x42lobStateReply\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"e\n\x08\x42lobPart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07unit_id\x18\x05 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\">\n\x0eGetBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\"3\n\x0cLeaveRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1e\n\nLeaveReply\x12\x10\n\x08released\x18\x01 \x03(\t\"\x0f\n\rStatusRequest\"\x1b\n\x0bStatusReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"V\n\rInviteRequest\x12\x15\n\rsecret_sha256\x18\x01 \x01(\x0c\x12\x12\n\nexpires_at\x18\x02 \x01(\x01\x12\x0c\n\x04uses\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\"%\n\x13\x43\x61ncelInviteRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"0\n\rRevokeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1e\n\x0cPauseRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0f\n\rResumeRequest\"\x1c\n\nAdminReply\x12\x0e\n\x06reason\x18\x01 \x01(\t2\xce\x01\n\tEnrolment\x12=\n\x05\x45nrol\x12\x1a.smalltalk.v1.EnrolRequest\x1a\x18.smalltalk.v1.EnrolReply\x12=\n\x05Renew\x12\x1a.smalltalk.v1.RenewRequest\x1a\x18.smalltalk.v1.EnrolReply\x12\x43\n\x07\x45xplain\x12\x1c.smalltalk.v1.ExplainRequest\x1a\x1a.smalltalk.v1.ExplainReply2\x99\x03\n\x03Run\x12:\n\x04Join\x12\x19.smalltalk.v1.JoinRequest\x1a\x17.smalltalk.v1.JoinReply\x12\x46\n\x08\x45xchange\x12\x1d.smalltalk.v1.ExchangeRequest\x1a\x1b.smalltalk.v1.ExchangeReply\x12I\n\tBlobState\x12\x1e.smalltalk.v1.BlobStateRequest\x1a\x1c.smalltalk.v1.BlobStateReply\x12\x41\n\x07PutBlob\x12\x16.smalltalk.v1.BlobPart\x1a\x1c.smalltalk.v1.BlobStateReply(\x01\x12\x41\n\x07GetBlob\x12\x1c.smalltalk.v1.GetBlobRequest\x1a\x16.smalltalk.v1.BlobPart0\x01\x12=\n\x05Leave\x12\x1a.smalltalk.v1.LeaveRequest\x1a\x18.smalltalk.v1.LeaveReply2\x98\x03\n\x05\x41\x64min\x12@\n\x06Status\x12\x1b.smalltalk.v1.StatusRequest\x1a\x19.smalltalk.v1.StatusReply\x12?\n\x06Invite\x12\x1b.smalltalk.v1.InviteRequest\x1a\x18.smalltalk.v1.AdminReply\x12K\n\x0c\x43\x61ncelInvite\x12!.smalltalk.v1.CancelInviteRequest\x1a\x18.smalltalk.v1.AdminReply\x12?\n\x06Revoke\x12\x1b.smalltalk.v1.RevokeRequest\x1a\x18.smalltalk.v1.AdminReply\x12=\n\x05Pause\x12\x1a.smalltalk.v1.PauseRequest\x1a\x18.smalltalk.v1.AdminReply\x12?\n\x06Resume\x12\x1b.smalltalk.v1.ResumeRequest\x1a\x18.smalltalk.v1.AdminReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&smalltalk_fed/proto/v1/smalltalk.proto\x12\x0csmalltalk.v1\"I\n\x0c\x45nrolRequest\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\"@\n\x0cRenewRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x1b\n\x13\x63\x65rtificate_request\x18\x02 \x01(\x0c\"2\n\nEnrolReply\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\"%\n\x0e\x45xplainRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"<\n\x0c\x45xplainReply\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07welcome\x18\x02 \x01(\x08\x12\x0b\n\x03now\x18\x03 \x01(\x01\"\x9a\x01\n\x0c\x43\x61pabilities\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0f\n\x07threads\x18\x02 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\x04 \x01(\x01\x12\x15\n\rcorpus_digest\x18\x05 \x01(\t\x12\x14\n\x0c\x63orpus_bytes\x18\x06 \x01(\x04\x12\x10\n\x08software\x18\x07 \x01(\t\"\x83\x01\n\x0bJoinRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x13\n\x0bsigning_key\x18\x03 \x01(\x0c\x12\x30\n\x0c\x63\x61pabilities\x18\x04 \x01(\x0b\x32\x1a.smalltalk.v1.Capabilities\"s\n\tJoinReply\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x1a\n\x12manifest_signature\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63oordinator_key\x18\x04 \x01(\x0c\x12\x0e\n\x06reason\x18\x05 \x01(\t\"5\n\x07\x42lobRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\"%\n\x06\x46igure\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\">\n\x04Unit\x12\x0f\n\x07unit_id\x18\x01 \x01(\t\x12%\n\x06inputs\x18\x02 \x03(\x0b\x32\x15.smalltalk.v1.BlobRef\"{\n\x06Result\x12\x0f\n\x07unit_id\x18\x01 \x01(\t\x12&\n\x07outputs\x18\x02 \x03(\x0b\x32\x15.smalltalk.v1.BlobRef\x12%\n\x07\x66igures\x18\x03 \x03(\x0b\x32\x14.smalltalk.v1.Figure\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"S\n\x07Working\x12\x0f\n\x07unit_id\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12%\n\x07\x66igures\x18\x03 \x03(\x0b\x32\x14.smalltalk.v1.Figure\"*\n\x07\x46\x61ilure\x12\x0f\n\x07unit_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xb1\x01\n\x0f\x45xchangeRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12&\n\x07working\x18\x02 \x01(\x0b\x32\x15.smalltalk.v1.Working\x12&\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x14.smalltalk.v1.Result\x12%\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x15.smalltalk.v1.Failure\x12\x12\n\nwants_work\x18\x05 \x01(\x08\"\xa6\x01\n\rExchangeReply\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x03 \x01(\t\x12 \n\x04unit\x18\x04 \x01(\x0b\x32\x12.smalltalk.v1.Unit\x12\x0c\n\x04stop\x18\x05 \x01(\x08\x12\x13\n\x0bheartbeat_s\x18\x06 \x01(\x01\x12\x0e\n\x06wait_s\x18\x07 \x01(\x01\x12\x0e\n\x06\x66\x61iled\x18\x08 \x01(\x08\"0\n\x10\x42lobStateRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\"4\n\x0e\x42lobStateReply\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"e\n\x08\x42lobPart\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07unit_id\x18\x05 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\">\n\x0eGetBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\"3\n\x0cLeaveRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1e\n\nLeaveReply\x12\x10\n\x08released\x18\x01 \x03(\t\"\x0f\n\rStatusRequest\"\x1b\n\x0bStatusReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"V\n\rInviteRequest\x12\x15\n\rsecret_sha256\x18\x01 \x01(\x0c\x12\x12\n\nexpires_at\x18\x02 \x01(\x01\x12\x0c\n\x04uses\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\"%\n\x13\x43\x61ncelInviteRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"0\n\rRevokeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1e\n\x0cPauseRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0f\n\rResumeRequest\"\x1c\n\nAdminReply\x12\x0e\n\x06reason\x18\x01 \x01(\t2\xce\x01\n\tEnrolment\x12=\n\x05\x45nrol\x12\x1a.smalltalk.v1.EnrolRequest\x1a\x18.smalltalk.v1.EnrolReply\x12=\n\x05Renew\x12\x1a.smalltalk.v1.RenewRequest\x1a\x18.smalltalk.v1.EnrolReply\x12\x43\n\x07\x45xplain\x12\x1c.smalltalk.v1.ExplainRequest\x1a\x1a.smalltalk.v1.ExplainReply2\x99\x03\n\x03Run\x12:\n\x04Join\x12\x19.smalltalk.v1.JoinRequest\x1a\x17.smalltalk.v1.JoinReply\x12\x46\n\x08\x45xchange\x12\x1d.smalltalk.v1.ExchangeRequest\x1a\x1b.smalltalk.v1.ExchangeReply\x12I\n\tBlobState\x12\x1e.smalltalk.v1.BlobStateRequest\x1a\x1c.smalltalk.v1.BlobStateReply\x12\x41\n\x07PutBlob\x12\x16.smalltalk.v1.BlobPart\x1a\x1c.smalltalk.v1.BlobStateReply(\x01\x12\x41\n\x07GetBlob\x12\x1c.smalltalk.v1.GetBlobRequest\x1a\x16.smalltalk.v1.BlobPart0\x01\x12=\n\x05Leave\x12\x1a.smalltalk.v1.LeaveRequest\x1a\x18.smalltalk.v1.LeaveReply2\x98\x03\n\x05\x41\x64min\x12@\n\x06Status\x12\x1b.smalltalk.v1.StatusRequest\x1a\x19.smalltalk.v1.StatusReply\x12?\n\x06Invite\x12\x1b.smalltalk.v1.InviteRequest\x1a\x18.smalltalk.v1.AdminReply\x12K\n\x0c\x43\x61ncelInvite\x12!.smalltalk.v1.CancelInviteRequest\x1a\x18.smalltalk.v1.AdminReply\x12?\n\x06Revoke\x12\x1b.smalltalk.v1.RevokeRequest\x1a\x18.smalltalk.v1.AdminReply\x12=\n\x05Pause\x12\x1a.smalltalk.v1.PauseRequest\x1a\x18.smalltalk.v1.AdminReply\x12?\n\x06Resume\x12\x1b.smalltalk.v1.ResumeRequest\x1a\x18.smalltalk.v1.AdminReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -62,39 +62,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXCHANGEREQUEST']._serialized_start=1171
   _globals['_EXCHANGEREQUEST']._serialized_end=1348
   _globals['_EXCHANGEREPLY']._serialized_start=1351
-  _globals['_EXCHANGEREPLY']._serialized_end=1501
-  _globals['_BLOBSTATEREQUEST']._serialized_start=1503
-  _globals['_BLOBSTATEREQUEST']._serialized_end=1551
-  _globals['_BLOBSTATEREPLY']._serialized_start=1553
-  _globals['_BLOBSTATEREPLY']._serialized_end=1605
-  _globals['_BLOBPART']._serialized_start=1607
-  _globals['_BLOBPART']._serialized_end=1708
-  _globals['_GETBLOBREQUEST']._serialized_start=1710
-  _globals['_GETBLOBREQUEST']._serialized_end=1772
-  _globals['_LEAVEREQUEST']._serialized_start=1774
-  _globals['_LEAVEREQUEST']._serialized_end=1825
-  _globals['_LEAVEREPLY']._serialized_start=1827
-  _globals['_LEAVEREPLY']._serialized_end=1857
-  _globals['_STATUSREQUEST']._serialized_start=1859
-  _globals['_STATUSREQUEST']._serialized_end=1874
-  _globals['_STATUSREPLY']._serialized_start=1876
-  _globals['_STATUSREPLY']._serialized_end=1903
-  _globals['_INVITEREQUEST']._serialized_start=1905
-  _globals['_INVITEREQUEST']._serialized_end=1991
-  _globals['_CANCELINVITEREQUEST']._serialized_start=1993
-  _globals['_CANCELINVITEREQUEST']._serialized_end=2030
-  _globals['_REVOKEREQUEST']._serialized_start=2032
-  _globals['_REVOKEREQUEST']._serialized_end=2080
-  _globals['_PAUSEREQUEST']._serialized_start=2082
-  _globals['_PAUSEREQUEST']._serialized_end=2112
-  _globals['_RESUMEREQUEST']._serialized_start=2114
-  _globals['_RESUMEREQUEST']._serialized_end=2129
-  _globals['_ADMINREPLY']._serialized_start=2131
-  _globals['_ADMINREPLY']._serialized_end=2159
-  _globals['_ENROLMENT']._serialized_start=2162
-  _globals['_ENROLMENT']._serialized_end=2368
-  _globals['_RUN']._serialized_start=2371
-  _globals['_RUN']._serialized_end=2780
-  _globals['_ADMIN']._serialized_start=2783
-  _globals['_ADMIN']._serialized_end=3191
+  _globals['_EXCHANGEREPLY']._serialized_end=1517
+  _globals['_BLOBSTATEREQUEST']._serialized_start=1519
+  _globals['_BLOBSTATEREQUEST']._serialized_end=1567
+  _globals['_BLOBSTATEREPLY']._serialized_start=1569
+  _globals['_BLOBSTATEREPLY']._serialized_end=1621
+  _globals['_BLOBPART']._serialized_start=1623
+  _globals['_BLOBPART']._serialized_end=1724
+  _globals['_GETBLOBREQUEST']._serialized_start=1726
+  _globals['_GETBLOBREQUEST']._serialized_end=1788
+  _globals['_LEAVEREQUEST']._serialized_start=1790
+  _globals['_LEAVEREQUEST']._serialized_end=1841
+  _globals['_LEAVEREPLY']._serialized_start=1843
+  _globals['_LEAVEREPLY']._serialized_end=1873
+  _globals['_STATUSREQUEST']._serialized_start=1875
+  _globals['_STATUSREQUEST']._serialized_end=1890
+  _globals['_STATUSREPLY']._serialized_start=1892
+  _globals['_STATUSREPLY']._serialized_end=1919
+  _globals['_INVITEREQUEST']._serialized_start=1921
+  _globals['_INVITEREQUEST']._serialized_end=2007
+  _globals['_CANCELINVITEREQUEST']._serialized_start=2009
+  _globals['_CANCELINVITEREQUEST']._serialized_end=2046
+  _globals['_REVOKEREQUEST']._serialized_start=2048
+  _globals['_REVOKEREQUEST']._serialized_end=2096
+  _globals['_PAUSEREQUEST']._serialized_start=2098
+  _globals['_PAUSEREQUEST']._serialized_end=2128
+  _globals['_RESUMEREQUEST']._serialized_start=2130
+  _globals['_RESUMEREQUEST']._serialized_end=2145
+  _globals['_ADMINREPLY']._serialized_start=2147
+  _globals['_ADMINREPLY']._serialized_end=2175
+  _globals['_ENROLMENT']._serialized_start=2178
+  _globals['_ENROLMENT']._serialized_end=2384
+  _globals['_RUN']._serialized_start=2387
+  _globals['_RUN']._serialized_end=2796
+  _globals['_ADMIN']._serialized_start=2799
+  _globals['_ADMIN']._serialized_end=3207
 # @@protoc_insertion_point(module_scope)

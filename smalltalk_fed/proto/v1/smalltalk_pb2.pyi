@@ -163,7 +163,7 @@ class ExchangeRequest(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ..., working: _Optional[_Union[Working, _Mapping]] = ..., finished: _Optional[_Union[Result, _Mapping]] = ..., failed: _Optional[_Union[Failure, _Mapping]] = ..., wants_work: bool = ...) -> None: ...
 
 class ExchangeReply(_message.Message):
-    __slots__ = ("reason", "accepted", "cancel", "unit", "stop", "heartbeat_s", "wait_s")
+    __slots__ = ("reason", "accepted", "cancel", "unit", "stop", "heartbeat_s", "wait_s", "failed")
     REASON_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +171,7 @@ class ExchangeReply(_message.Message):
     STOP_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     reason: str
     accepted: str
     cancel: str
@@ -178,7 +179,8 @@ class ExchangeReply(_message.Message):
     stop: bool
     heartbeat_s: float
     wait_s: float
-    def __init__(self, reason: _Optional[str] = ..., accepted: _Optional[str] = ..., cancel: _Optional[str] = ..., unit: _Optional[_Union[Unit, _Mapping]] = ..., stop: bool = ..., heartbeat_s: _Optional[float] = ..., wait_s: _Optional[float] = ...) -> None: ...
+    failed: bool
+    def __init__(self, reason: _Optional[str] = ..., accepted: _Optional[str] = ..., cancel: _Optional[str] = ..., unit: _Optional[_Union[Unit, _Mapping]] = ..., stop: bool = ..., heartbeat_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., failed: bool = ...) -> None: ...
 
 class BlobStateRequest(_message.Message):
     __slots__ = ("digest", "name")
