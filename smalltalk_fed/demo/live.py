@@ -106,21 +106,19 @@ class DemoView:
     def _render(self) -> RenderableType:
         if self._step is None:
             return Text("")
-        head = Table.grid(padding=(0, 2))
-        head.add_row(
-            Text(TITLES[self._step], "bold"),
-            Text(self._detail, "cyan"),
-            ProgressBar(total=1.0, completed=self._plan.fraction, width=24),
+        time_left = Table.grid(padding=(0, 2))
+        time_left.add_row(
+            ProgressBar(total=1.0, completed=self._plan.fraction, width=36),
             Text(f"{self._clock()} gone, about {self._left()} left", "dim"),
         )
-        parts: list[RenderableType] = [Text(""), head]
+        doing = Text.assemble((TITLES[self._step], "bold"), "  ", (self._detail, "cyan"))
+        parts: list[RenderableType] = [Text(""), doing, time_left]
         if self._step in (Step.ROUTING, Step.SHARDING, Step.TRAINING, Step.EVALUATING):
-            parts.append(self._nodes())
-            parts.append(self._bytes())
+            parts += [Text(""), self._nodes(), self._bytes()]
         return Group(*parts)
 
     def _nodes(self) -> RenderableType:
-        table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+        table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
         for title in ("node", "doing", "", "tokens/s", "loss", "up", "down"):
             table.add_column(title, justify="right" if title in _NUMBERS else "left")
         moved = _moved_by_node(self._status.get("bytes") or {})
@@ -130,7 +128,7 @@ class DemoView:
             table.add_row(
                 escape(node.get("name") or node["node_id"]),
                 escape(_doing(node)),
-                ProgressBar(total=1.0, completed=node.get("fraction") or 0.0, width=16),
+                ProgressBar(total=1.0, completed=node.get("fraction") or 0.0, width=14),
                 _number(figures.get("tokens_per_s"), ",.0f"),
                 _number(figures.get("loss"), ".2f"),
                 size(up),
@@ -144,7 +142,7 @@ class DemoView:
             f"so far: coordination {size(moved.get('coordination_up', 0))} up, "
             f"{size(moved.get('coordination_down', 0))} down · "
             f"weights {size(moved.get('weights_up', 0))} up, "
-            f"{size(moved.get('weights_down', 0))} down · text 0 B",
+            f"{size(moved.get('weights_down', 0))} down · no text",
             "dim",
         )
 
