@@ -67,7 +67,8 @@ def test_options_are_written_into_the_packaged_file(tmp_path: Path) -> None:
     assert (config.run.seed, config.run.experts, config.run.nodes_to_start) == (7, 6, 3)
     assert config.assignment.method == "paper"
     assert config.expert.optimizer.learning_rate == 0.5
-    assert config.router.optimizer.learning_rate == 4e-3
+    (tmp_path / "plain.toml").write_text(recipe.run_toml("full", 7, 6, 3))
+    assert config.router.optimizer == recipe.check(tmp_path / "plain.toml").router.optimizer
     assert config.expert.accumulate == 2
     assert text.startswith("# The demonstration's run")
 
