@@ -244,6 +244,13 @@ class Demo:
 
         self.step(Step.COLLECT, work)
 
+    @property
+    def _dense_processes(self) -> int:
+        """As many as there are cores and as share the dense model's batch out evenly."""
+        expert = self._config.expert
+        batch = expert.batch_sequences * self._config.run.experts
+        return max(n for n in range(1, self._cores + 1) if batch % n == 0)
+
     def _baseline(self, children: Children) -> None:
         folder = self._folder
         progress = folder.work / "baseline-progress.json"
@@ -255,9 +262,10 @@ class Demo:
                     *(program("smalltalk"), "baseline", "--config", str(folder.config)),
                     *("--corpus", str(folder.corpus), "--out", str(folder.dense)),
                     *("--device", "cpu"),
-                    *("--threads", str(self._cores), "--progress-file", str(progress)),
+                    *("--threads", "1", "--processes", str(self._dense_processes)),
+                    *("--progress-file", str(progress)),
                 ],
-                {"OMP_NUM_THREADS": str(self._cores)},
+                {"OMP_NUM_THREADS": "1"},
             )
             while not child.ended:
                 time.sleep(0.5)

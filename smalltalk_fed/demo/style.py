@@ -98,7 +98,7 @@ def to_svg(figure: Figure, name: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = text.replace("xlink:href", "href")
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf"<svg {_role(name)} \1>", text, count=1)
     # matplotlib numbers its groups anew in every figure.
     text = re.sub(r'\bid="', f'id="{name}-', text)

@@ -23,6 +23,7 @@ from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import UserError, WorldError
 from smalltalk_fed.model.build import model_config
 from smalltalk_fed.train.experts import WEIGHTS_FILE, dense_baseline
+from smalltalk_fed.train.group import train_in_group
 
 BASELINE_FILE = "baseline.json"
 WORK_FOLDER = "unfinished"
@@ -37,14 +38,17 @@ def train_baseline(
     *,
     threads: int | None = None,
     device: str = "cpu",
+    processes: int = 1,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Train the dense model into the folder `out`; returns what baseline.json holds.
 
-    An interrupted one leaves its checkpoints in `out`, and goes on from there.
+    An interrupted one leaves its checkpoints in `out`, and goes on from there. Several
+    `processes`, with `threads` each, share out every batch: on a CPU they are faster than as
+    many threads, since small products don't divide well.
 
     Raises:
-        UserError: `out` holds something else.
+        UserError: `out` holds something else, or processes can't share a batch out evenly.
         ConfigError, DataError: configuration and corpus don't fit.
         WorldError: the disk refuses.
     """
@@ -56,14 +60,26 @@ def train_baseline(
         config = config.model_copy(update={"compute": compute})
     corpus = TokenCorpus.open(corpus_folder)
     manifest = make_manifest(config, corpus.manifest, "baseline", int(time.time()))
+    batch = config.expert.batch_sequences * config.run.experts
+    if batch % processes:
+        raise UserError(
+            f"a batch of {batch} sequences can't be shared out evenly to {processes} processes; "
+            "give a number of processes that divides it."
+        )
     work.mkdir(parents=True, exist_ok=True)
-    weights, figures = dense_baseline(
-        manifest, corpus, work, device=device, on_progress=on_progress
-    )
+    if processes > 1:
+        weights, figures = train_in_group(
+            "dense", manifest, corpus, work, processes=processes, on_progress=on_progress
+        )
+    else:
+        weights, figures = dense_baseline(
+            manifest, corpus, work, device=device, on_progress=on_progress
+        )
     result = {
         "tokens": int(figures["tokens"]),
         "steps": int(figures["steps"]),
-        "batch_sequences": config.expert.batch_sequences * config.run.experts,
+        "batch_sequences": batch,
+        "processes": processes,
         "parameters": _parameters(weights),
         "seconds": figures["seconds"],
         "tokens_per_s": figures["tokens_per_s"],

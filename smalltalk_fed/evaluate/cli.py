@@ -145,6 +145,9 @@ def baseline(
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share out every batch.")
+    ] = 1,
     progress_file: Annotated[
         Path | None,
         typer.Option(help="Keep this file at the latest progress, as JSON.", show_default=False),
@@ -180,6 +183,7 @@ def baseline(
             out,
             threads=threads,
             device=str(choose_device(device)),
+            processes=processes,
             on_progress=show,
         )
     if as_json:

@@ -52,7 +52,7 @@ def generate(mixture: Mixture, prompt: str, sampling: Sampling) -> tuple[Choice,
         ids = [end]
     model = mixture.expert(choice.expert)
     drawn = continue_tokens(model, ids, sampling, end, mixture.context_tokens(model))
-    return choice, _as_text(tokenizer, ids, drawn)
+    return choice, as_text(tokenizer, ids, drawn)
 
 
 @torch.inference_mode()
@@ -102,7 +102,7 @@ def _draw(logits_V: Tensor, sampling: Sampling, random: torch.Generator) -> int:
     return int(order[torch.multinomial(kept, 1, generator=random)])
 
 
-def _as_text(tokenizer: Tokenizer, prompt: list[int], drawn: Iterator[int]) -> Iterator[str]:
+def as_text(tokenizer: Tokenizer, prompt: list[int], drawn: Iterator[int]) -> Iterator[str]:
     """Tokens to text; a character of several tokens comes with its last one."""
     stream = DecodeStream(skip_special_tokens=True)
     for token in prompt:  # so that spaces at the seam come out as in one text
