@@ -42,7 +42,7 @@ def _run(folder, strategy, processes):
         for rank in range(processes)
     ]
     for process in running:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors[-2000:]
     return folder
 
@@ -53,6 +53,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_give_the_losses_and_weights_of_one(alone, tmp_path, strategy):
     pair = _run(tmp_path / "run", strategy, 2)

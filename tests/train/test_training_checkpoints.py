@@ -73,6 +73,17 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_never_interrupted(run,
     )
 
 
+def test_dropout_goes_on_where_it_was(run, corpus, plan):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    start = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32))
+    whole = copy.deepcopy(start)
+    train(whole, corpus.train, ORDER, plan=plan, device=CPU)
+    run(stop_at=3, start=start)
+    resumed, _, _ = run(start=start)
+    assert state_to_bytes(resumed) == state_to_bytes(whole)
+
+
 def test_a_finished_run_is_not_done_again(run, whole):
     run()
     model, result, steps = run()
