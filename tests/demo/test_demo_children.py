@@ -68,6 +68,7 @@ def test_leaving_ends_what_runs_even_what_ignores_a_polite_word(
     with pytest.raises(KeyboardInterrupt):
         interrupted_at_work()
     assert all(gone(child) for child in started)
+    assert started[0].process.returncode == -signal.SIGINT  # asked, and had time to tidy up
     assert started[1].process.returncode == -signal.SIGKILL
 
 

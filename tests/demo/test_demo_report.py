@@ -12,6 +12,7 @@ import pytest
 from smalltalk_fed.demo.driver import Findings
 from smalltalk_fed.demo.report import draw_picture, headline, render_html, verdict
 from smalltalk_fed.demo.results import collect
+from smalltalk_fed.demo.style import GRID, INK
 
 REQUIRED = """
 mixture.suffix_ppl mixture.all_ppl mixture.bits_per_byte dense.suffix_ppl dense.all_ppl
@@ -119,8 +120,12 @@ def test_text_of_samples_is_escaped(page: str) -> None:
 
 
 def test_pictures_follow_the_theme(page: str) -> None:
-    assert "var(--ink)" in page
-    assert "var(--grid)" in page
+    pictures = re.findall(r"<svg.*?</svg>", page, flags=re.S)
+    assert len(pictures) >= 8
+    for picture in pictures:
+        assert "var(--muted)" in picture
+        assert INK not in picture
+        assert GRID not in picture
 
 
 def test_words_say_who_won(report: dict) -> None:

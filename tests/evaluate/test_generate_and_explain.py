@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from support.tiny_mixture import EXPERTS, LENGTH, PREFIX, change_manifest
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace
+from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import UserError
-from smalltalk_fed.evaluate.generate import Sampling, continue_tokens, generate
+from smalltalk_fed.evaluate.generate import Sampling, as_text, continue_tokens, generate
 from smalltalk_fed.evaluate.mixture import Mixture
 from smalltalk_fed.mixture.package import MixtureError
 
@@ -87,6 +90,12 @@ def test_pieces_join_to_the_decoded_text(whole_mixture: Path) -> None:
     )
     whole = mixture.tokenizer.decode(drawn)
     assert "".join(pieces) == whole.rstrip("�")
+
+
+def test_a_space_at_the_seam_is_kept() -> None:
+    tokenizer = Tokenizer(WordLevel({"▁one": 0, "▁two": 1, "▁three": 2}, unk_token="▁one"))
+    tokenizer.decoder = Metaspace()
+    assert "".join(as_text(tokenizer, [0], iter([1, 2]))) == " two three"
 
 
 def test_the_same_seed_writes_the_same(whole_mixture: Path) -> None:
