@@ -54,7 +54,8 @@ def demo(
     A coordinator and nodes run as processes of their own and talk mutual-TLS gRPC on loopback.
     On two idle cores it takes some minutes.
     """
-    from smalltalk_fed.demo.driver import Demo, DemoOptions
+    from smalltalk_fed.demo.driver import Demo
+    from smalltalk_fed.demo.stage import DemoOptions
 
     console = Console(stderr=as_json, highlight=False)
     _check_parts()

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from smalltalk_fed.demo.plan import Step
-from smalltalk_fed.demo.style import ACCENT, DENSE, GRID, INK, MUTED, expert_colour, quiet
+from smalltalk_fed.demo.style import ACCENT, DENSE, GRID, INK, expert_colour, quiet
 
 Report = dict[str, Any]
 
@@ -287,21 +287,3 @@ def _overall(report: Report) -> dict[str, Any]:
 def plain(name: str) -> str:
     """A label for people."""
     return name.replace("_", " ")
-
-
-__all__ = [
-    "MUTED",
-    "byte_bars",
-    "draw_agreement",
-    "draw_balance",
-    "draw_bytes",
-    "draw_domains",
-    "draw_load",
-    "draw_losses",
-    "draw_perplexities",
-    "draw_router_losses",
-    "draw_timeline",
-    "expert_key",
-    "plain",
-    "short",
-]

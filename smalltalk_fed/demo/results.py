@@ -17,11 +17,11 @@ import numpy as np
 
 from smalltalk_fed import __version__
 from smalltalk_fed.data.corpus import TokenCorpus
-from smalltalk_fed.demo.driver import Findings, available_cores
-from smalltalk_fed.mixture import agreement, costs
+from smalltalk_fed.demo.stage import Findings, available_cores
+from smalltalk_fed.demo.traffic import expert_parameters, traffic
+from smalltalk_fed.mixture import agreement
 
 FORMAT_VERSION = 1
-FP32_BYTES = 4  # of a weight, as this product sends them
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "grpcio", "safetensors")
 
 
@@ -45,12 +45,12 @@ def collect(findings: Findings, corpus_folder: Path, assignments: Path) -> dict[
         "mixture": {
             **evaluation["mixture"],
             "experts": findings.config.run.experts,
-            "parameters_of_an_expert": _parameters(findings, corpus),
-            "tokens": _trained_tokens(findings),
+            "parameters_of_an_expert": expert_parameters(findings, corpus),
+            "tokens": trained_tokens(findings),
         },
         "dense": {
             **(evaluation["dense"] or {}),
-            "parameters": _parameters(findings, corpus),
+            "parameters": expert_parameters(findings, corpus),
             "tokens": findings.baseline.get("tokens"),
         },
         "ratio_suffix": evaluation["ratio_suffix"],
@@ -65,7 +65,7 @@ def collect(findings: Findings, corpus_folder: Path, assignments: Path) -> dict[
         "rounds": _rounds(findings, divided, labels, names),
         "sharding": dict(status.get("shards") or {}),
         "curves": _curves(findings),
-        "bytes": _bytes(findings, corpus, corpus_folder),
+        "bytes": traffic(findings, corpus, trained_tokens(findings)),
         "seconds": _seconds(findings),
         "timeline": [
             {"name": name, "start_s": round(start, 2), "end_s": round(end, 2)}
@@ -121,11 +121,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _parameters(findings: Findings, corpus: TokenCorpus) -> int:
-    return findings.config.expert.model.parameters(corpus.manifest.vocabulary)
-
-
-def _trained_tokens(findings: Findings) -> int:
+def trained_tokens(findings: Findings) -> int:
     """Tokens that all experts were trained on together."""
     done = findings.status.get("experts_done") or []
     return int(sum(row.get("tokens", 0) for row in done))
@@ -245,69 +241,6 @@ def _curve(figures: dict[str, Any]) -> list[list[float]]:
         for name, value in figures.items()
         if name.startswith(prefix)
     )
-
-
-def _bytes(findings: Findings, corpus: TokenCorpus, corpus_folder: Path) -> dict[str, Any]:
-    moved = findings.status.get("bytes") or {}
-    tokens = _trained_tokens(findings)
-    shards = [*corpus.manifest.train.shards, *corpus.manifest.heldout.shards]
-    corpus_bytes = sum((corpus_folder / shard.file).stat().st_size for shard in shards)
-    nodes = []
-    for node in findings.status.get("nodes") or []:
-        sums = dict.fromkeys(
-            ("coordination_up", "coordination_down", "weights_up", "weights_down"), 0
-        )
-        for row in moved.get("rows") or []:
-            key = f"{row['category']}_{row['direction']}"
-            if row["node_id"] == node["node_id"] and key in sums:
-                sums[key] += row["bytes"]
-        nodes.append({"node": node["name"], **sums, "data": corpus_bytes})
-    kinds: dict[str, dict[str, Any]] = {}
-    for row in moved.get("rows") or []:
-        kind = kinds.setdefault(
-            row["kind"], {"category": row["category"], "up": 0, "down": 0, "messages": 0}
-        )
-        kind[row["direction"]] += row["bytes"]
-        kind["messages"] += row["messages"]
-    totals = {
-        name: int(moved.get(name, 0))
-        for name in ("coordination_up", "coordination_down", "weights_up", "weights_down")
-    }
-    data = corpus_bytes * len(nodes)
-    per_token = {name: value / tokens for name, value in totals.items()} if tokens else {}
-    if tokens:
-        per_token["coordination"] = per_token["coordination_up"] + per_token["coordination_down"]
-        per_token["weights"] = per_token["weights_up"] + per_token["weights_down"]
-        per_token["data"] = data / tokens
-    return {
-        **totals,
-        "data": data,
-        "trained_tokens": tokens,
-        "per_node": nodes,
-        "by_kind": kinds,
-        "per_trained_token": per_token,
-        "formulas_per_trained_token": _formulas(findings, corpus, tokens),
-    }
-
-
-def _formulas(findings: Findings, corpus: TokenCorpus, tokens: int) -> dict[str, float]:
-    """method.md's byte formulas at this run's shape, per node and trained token."""
-    config = findings.config
-    weights = _parameters(findings, corpus)
-    batch, length = config.expert.batch_sequences, config.sequence.length
-    experts = config.run.experts
-    router = config.router.model.parameters(corpus.manifest.vocabulary)
-    per_node = max(1, tokens // max(1, findings.options.nodes))
-    return {
-        "ddp_fp32": costs.ddp_bytes_per_token(weights, batch, length),
-        "diloco_fp32": costs.diloco_bytes_per_token(weights, batch, length),
-        "diloco_int8": costs.diloco_bytes_per_token(weights, batch, length, bytes_per_weight=1),
-        "routers_up": FP32_BYTES * router * experts * config.router.rounds / max(1, tokens),
-        "smalltalk_scores": costs.scores_bytes_per_token(experts, length),
-        "smalltalk_broadcast": costs.broadcast_bytes_per_token(
-            experts, router, per_node, length, FP32_BYTES
-        ),
-    }
 
 
 def _seconds(findings: Findings) -> dict[str, float]:

@@ -11,7 +11,7 @@ import pytest
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.data.prepare import PrepareOptions, prepare
 from smalltalk_fed.demo import recipe
-from smalltalk_fed.demo.driver import DemoOptions, Findings
+from smalltalk_fed.demo.stage import DemoOptions, Findings
 
 EXPERTS, ROUNDS, LENGTH = 3, 5, 16
 KINDS = {

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.demo import recipe
-from smalltalk_fed.demo.driver import free_ports
 from smalltalk_fed.demo.folder import MARKER, claim
 from smalltalk_fed.demo.live import DemoView, phase_fraction, size
 from smalltalk_fed.demo.plan import Step, make_plan
 from smalltalk_fed.demo.prompts import heldout_prompts
+from smalltalk_fed.demo.running import free_ports
 from smalltalk_fed.errors import ConfigError, UserError, WorldError
 
 

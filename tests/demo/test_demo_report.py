@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from smalltalk_fed.demo.driver import Findings
 from smalltalk_fed.demo.report import draw_picture, headline, render_html, verdict
 from smalltalk_fed.demo.results import collect
+from smalltalk_fed.demo.stage import Findings
 from smalltalk_fed.demo.style import GRID, INK
 
 REQUIRED = """
