@@ -71,7 +71,7 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
         return {
             **run_status(host.coordinator, clock.now()),
             "bytes": {**ledger.totals(), "rows": ledger.to_json()},
-            "coordinator": process_cost(),
+            "coordinator": process_cost(host.worker_cpu_s),
             "mixture": str(folder.mixture) if folder.mixture.exists() else None,
         }
 

@@ -27,7 +27,7 @@ from smalltalk_fed.errors import PeerError, SmalltalkError, WorldError
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.checks import check_result
 from smalltalk_fed.host.clock import Clock
-from smalltalk_fed.host.jobs import end_with_parent, run_job
+from smalltalk_fed.host.jobs import end_with_parent, run_job_counted
 from smalltalk_fed.host.journal import Journal
 
 JOB_TRIES = 3
@@ -69,6 +69,7 @@ class Host:
         self._pool: ProcessPoolExecutor | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._finished_seen = False
+        self.worker_cpu_s = 0.0  # of the present worker process, as of its last job
 
     # --------------------------------------------------------------------------- from outside
 
@@ -190,8 +191,8 @@ class Host:
         outcome: msg.JobFinished | msg.JobFailed
         for attempt in range(1, JOB_TRIES + 1):
             try:
-                outcome = await asyncio.get_running_loop().run_in_executor(
-                    self._workers(), run_job, self.manifest, job, self._blob_folder
+                outcome, self.worker_cpu_s = await asyncio.get_running_loop().run_in_executor(
+                    self._workers(), run_job_counted, self.manifest, job, self._blob_folder
                 )
                 break
             except BrokenProcessPool:  # out of memory, most likely

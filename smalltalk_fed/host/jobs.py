@@ -12,6 +12,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,13 @@ def run_job(manifest: RunManifest, job: Job, blob_folder: Path) -> JobFinished |
             return _assign(manifest, job, blobs)
         case SegmentsJob():
             return _segments(manifest, job, blobs)
+
+
+def run_job_counted(
+    manifest: RunManifest, job: Job, blob_folder: Path
+) -> tuple[JobFinished | JobFailed, float]:
+    """`run_job`, and the CPU seconds that this worker process has used in all."""
+    return run_job(manifest, job, blob_folder), time.process_time()
 
 
 def _assign(manifest: RunManifest, job: AssignJob, blobs: BlobStore) -> JobFinished | JobFailed:

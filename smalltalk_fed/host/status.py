@@ -59,14 +59,13 @@ def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
     }
 
 
-def process_cost() -> dict[str, float]:
-    """CPU seconds and peak memory of this process and its ended workers."""
+def process_cost(worker_cpu_s: float) -> dict[str, float]:
+    """CPU seconds and peak memory of this process, and its worker's CPU seconds."""
     own = resource.getrusage(resource.RUSAGE_SELF)
-    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "cpu_s": own.ru_utime + own.ru_stime,
-        "workers_cpu_s": workers.ru_utime + workers.ru_stime,
+        "workers_cpu_s": worker_cpu_s,
         "rss_peak_mb": own.ru_maxrss * unit / 1e6,
         "uptime_s": time.clock_gettime(time.CLOCK_MONOTONIC) - _STARTED_S,
     }
