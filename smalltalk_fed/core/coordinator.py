@@ -217,8 +217,8 @@ class Coordinator:
             self.leases.drop_node(message.node_id)
         if self.state.phase is Phase.FINISHED or self.state.phase is Phase.FAILED:
             reason = f"the run is {self.state.phase}: {self.state.reason}"
-            failed = self.state.phase is Phase.FAILED
-            order = msg.Order(reason, accepted=accepted, cancel=cancel, stop=True, failed=failed)
+            ill = self.state.phase is Phase.FAILED
+            order = msg.Order(reason, accepted=accepted, cancel=cancel, stop=True, failed=ill)
             self._reply(conversation, order)
         elif not message.wants_work or (working is not None and not cancel):
             order = msg.Order(
