@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 
+from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.state import HardState, Node
 from smalltalk_fed.errors import Forbidden, Malformed, Refused, Unauthenticated
 
+SIGNING_KEY_BYTES = 32
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -39,6 +41,33 @@ def known(state: HardState, node_id: str) -> Node:
 def node_id_of(key_sha256: str) -> str:
     """A node's id follows from the key that its certificate is for."""
     return f"n-{key_sha256[:12]}"
+
+
+def check_join(state: HardState, message: msg.Join) -> Node:
+    """The node that joins.
+
+    Raises:
+        PeerError: unknown or shut out, another protocol version, corpus or signing key.
+    """
+    node = known(state, message.node_id)
+    if message.protocol_version not in PROTOCOL_VERSIONS:
+        supported = ", ".join(str(version) for version in PROTOCOL_VERSIONS)
+        raise Refused(
+            f"this node speaks protocol version {message.protocol_version}, the coordinator "
+            f"{supported}; install a matching version of smalltalk-fed"
+        )
+    if len(message.signing_key) != SIGNING_KEY_BYTES:
+        raise Malformed("the signing key must be a raw Ed25519 public key of 32 bytes")
+    wanted = state.manifest.corpus_digest
+    if message.capabilities.corpus_digest != wanted:
+        has = message.capabilities.corpus_digest[:12] or "none"
+        raise Refused(
+            f"the run trains on the corpus {wanted[:12]}, this node has {has}; prepare or "
+            "copy the run's corpus and name its folder with --corpus"
+        )
+    if node.signing_key and node.signing_key != message.signing_key.hex():
+        raise Refused(f"node {node.node_id} is registered with another signing key")
+    return node
 
 
 def decide(

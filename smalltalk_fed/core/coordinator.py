@@ -9,22 +9,22 @@ the host checks those before it calls `handle`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS, RunManifest
+from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import admission, scheduling
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.leases import Lease, Leases, Presence, Waiting
-from smalltalk_fed.core.phases import Phase, Trigger, allowed, next_phase
+from smalltalk_fed.core.phases import WORKING, Phase, Trigger, allowed, next_phase
+from smalltalk_fed.core.progress import next_step
+from smalltalk_fed.core.results import check_form, check_unit
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import Result, UnitKey
-from smalltalk_fed.errors import Malformed, OurError, Refused, TooLarge
+from smalltalk_fed.errors import OurError, Refused
 
 MAX_FAILURES = 6
-MAX_FIGURES = 64
 MAX_REASON = 500
 
 
@@ -58,7 +58,7 @@ class Coordinator:
         coordinator = cls(manifest, now)
         for event in events:
             coordinator.apply(event)
-        if coordinator.state.open_units():
+        if coordinator.state.phase in (*WORKING, Phase.PAUSED):
             coordinator.leases.frozen_until = now + coordinator.leases.lease_s
         return coordinator
 
@@ -90,20 +90,7 @@ class Coordinator:
 
     def deadline(self) -> float | None:
         """When `tick` must be called at the latest, or None."""
-        times = [] if (due := self.leases.deadline()) is None else [due]
-        if self.leases.waiting:
-            later: list[float | None] = [self.leases.frozen_until]
-            if scheduling.unleased(self.state, self.leases):
-                later += [
-                    presence.seen + scheduling.RESERVE_S
-                    for presence in self.leases.present.values()
-                    if not presence.gone and presence.node_id not in self.leases.waiting
-                ]
-            later += [
-                scheduling.copy_due(self.leases, held[0]) for held in self.leases.by_unit.values()
-            ]
-            times += [time for time in later if time is not None and time > self._now]
-        return min(times, default=None)
+        return scheduling.deadline(self.state, self.leases, self._now)
 
     def handle(self, message: msg.Request, conversation: int, now: float) -> Ready:
         """Take one request in.
@@ -162,30 +149,12 @@ class Coordinator:
     # ----------------------------------------------------------------------------- requests
 
     def _join(self, message: msg.Join, conversation: int, now: float) -> None:
-        node = admission.known(self.state, message.node_id)
-        if message.protocol_version not in PROTOCOL_VERSIONS:
-            supported = ", ".join(str(version) for version in PROTOCOL_VERSIONS)
-            raise Refused(
-                f"this node speaks protocol version {message.protocol_version}, the coordinator "
-                f"{supported}; install a matching version of smalltalk-fed"
-            )
-        if len(message.signing_key) != 32:
-            raise Malformed("the signing key must be a raw Ed25519 public key of 32 bytes")
-        wanted = self.state.manifest.corpus_digest
-        if message.capabilities.corpus_digest != wanted:
-            has = message.capabilities.corpus_digest[:12] or "none"
-            raise Refused(
-                f"the run trains on the corpus {wanted[:12]}, this node has {has}; prepare or "
-                "copy the run's corpus and name its folder with --corpus"
-            )
-        signing_key = message.signing_key.hex()
-        if node.signing_key and node.signing_key != signing_key:
-            raise Refused(f"node {node.node_id} is registered with another signing key")
+        node = admission.check_join(self.state, message)
         presence = self.leases.present.get(message.node_id)
         if presence and message.incarnation < presence.incarnation:
             raise Refused(f"a newer process of node {node.node_id} is running")
         if not node.signing_key:
-            self._emit(ev.NodeJoined(now, node.node_id, signing_key))
+            self._emit(ev.NodeJoined(now, node.node_id, message.signing_key.hex()))
         if presence is None or presence.incarnation != message.incarnation:
             self.leases.present[node.node_id] = Presence(
                 node.node_id, message.incarnation, now, message.capabilities
@@ -196,18 +165,20 @@ class Coordinator:
 
     def _exchange(self, message: msg.Exchange, conversation: int, now: float) -> None:
         presence = self._presence(message.node_id, message.incarnation)
-        result = self._checked(message.finished) if message.finished else None
+        if message.finished is not None:
+            check_form(self.state, message.finished)
         failed = UnitKey.parse(message.failed.unit_id) if message.failed else None
         working = UnitKey.parse(message.working.unit_id) if message.working else None
         for key in (failed, working):
-            self._known_unit(key)
+            if key is not None:
+                check_unit(self.state, key)
         # From here on nothing raises.
         presence.seen, presence.gone = now, False
         # A node that asks again has given up its earlier question.
         self.leases.waiting.pop(message.node_id, None)
         accepted, cancel = "", ""
-        if result is not None:
-            accepted = self._accept(result, message, now)
+        if message.finished is not None:
+            accepted = self._accept(message.finished, message, now)
         if failed is not None and message.failed is not None:
             self._failed(failed, message.node_id, message.failed.reason[:MAX_REASON], now)
         if working is not None and message.working is not None:
@@ -259,30 +230,6 @@ class Coordinator:
         self._advance(now)
 
     # ------------------------------------------------------------------------------- results
-
-    def _checked(self, result: Result) -> Result:
-        """Form of a result: known unit, the right outputs, sizes within limits, finite figures."""
-        key = UnitKey.parse(result.unit_id)
-        self._known_unit(key)
-        names = tuple(ref.name for ref in result.outputs)
-        if names != self.state.outputs_of(key):
-            expected = ", ".join(self.state.outputs_of(key)) or "none"
-            raise Malformed(f"{result.unit_id} must bring these outputs: {expected}")
-        for ref in result.outputs:
-            limit = self.state.size_limit(ref.name)
-            if ref.size > limit:
-                raise TooLarge(f"output '{ref.name}' of {result.unit_id} is over {limit} bytes")
-        if len(result.figures) > MAX_FIGURES:
-            raise TooLarge(f"{result.unit_id} has more than {MAX_FIGURES} figures")
-        if not all(math.isfinite(value) for value in result.figures.values()):
-            raise Malformed(f"{result.unit_id} has a figure that is not a finite number")
-        return result
-
-    def _known_unit(self, key: UnitKey | None) -> None:
-        if key is None or key.unit_id in self.state.finished:
-            return
-        if not self.state.in_phase(key):
-            raise Refused(f"{key.unit_id} is not part of the run's present phase")
 
     def _accept(self, result: Result, message: msg.Exchange, now: float) -> str:
         key = UnitKey.parse(result.unit_id)
@@ -344,33 +291,13 @@ class Coordinator:
 
     def _advance(self, now: float) -> None:
         """Move along the phases as far as the state allows, then hand out work."""
-        while (step := self._next_step()) is not None:
+        while (step := next_step(self.state)) is not None:
             self._move(*step, now)
         job = self.state.next_job()
         if job is not None and self._job is None:
             self._job = job.job_id
             self._ready.jobs.append(job)
         self._offer(now)
-
-    def _next_step(self) -> tuple[Trigger, str] | None:
-        state = self.state
-        match state.phase:
-            case Phase.RECRUITING:
-                needed = state.manifest.config.run.nodes_to_start
-                joined = sum(1 for n in state.nodes.values() if n.signing_key and not n.revoked)
-                if joined >= needed:
-                    return Trigger.ENOUGH_NODES, f"{joined} of {needed} nodes joined"
-            case Phase.ROUTING if state.round == state.rounds_total and not state.open_units():
-                return Trigger.ROUTERS_DONE, f"{state.rounds_total} rounds done"
-            case Phase.SHARDING if state.segments is not None:
-                return Trigger.SEGMENTS_MADE, "every training sequence has its expert"
-            case Phase.TRAINING if not state.open_units():
-                return Trigger.EXPERTS_DONE, f"{state.experts} experts trained"
-            case Phase.EVALUATING if not state.manifest.heldout_sequences:
-                return Trigger.EVALUATED, "the corpus has no held-out text"
-            case Phase.EVALUATING if not state.open_units():
-                return Trigger.EVALUATED, "every expert is evaluated"
-        return None
 
     def _offer(self, now: float) -> None:
         """Give open units to waiting nodes."""

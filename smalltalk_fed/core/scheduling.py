@@ -80,3 +80,19 @@ def copy_due(leases: Leases, lease: Lease) -> float | None:
     if typical_s is None:
         return None
     return lease.since + max(STRAGGLER_FACTOR * typical_s, leases.lease_s)
+
+
+def deadline(state: HardState, leases: Leases, now: float) -> float | None:
+    """When time alone changes something: a lease or question ends, a reservation lapses."""
+    times = [] if (due := leases.deadline()) is None else [due]
+    if leases.waiting:
+        later: list[float | None] = [leases.frozen_until]
+        if unleased(state, leases):
+            later += [
+                presence.seen + RESERVE_S
+                for presence in leases.present.values()
+                if not presence.gone and presence.node_id not in leases.waiting
+            ]
+        later += [copy_due(leases, held[0]) for held in leases.by_unit.values()]
+        times += [time for time in later if time is not None and time > now]
+    return min(times, default=None)

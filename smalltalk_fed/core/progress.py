@@ -1,0 +1,31 @@
+"""When a run moves on: which trigger of the phase table is due, and why.
+
+A function of hard state alone, so that a restarted coordinator moves on exactly where the
+one before would have.
+"""
+
+from __future__ import annotations
+
+from smalltalk_fed.core.phases import Phase, Trigger
+from smalltalk_fed.core.state import HardState
+
+
+def next_step(state: HardState) -> tuple[Trigger, str] | None:
+    """The trigger that is due and its reason, or None."""
+    match state.phase:
+        case Phase.RECRUITING:
+            needed = state.manifest.config.run.nodes_to_start
+            joined = sum(1 for n in state.nodes.values() if n.signing_key and not n.revoked)
+            if joined >= needed:
+                return Trigger.ENOUGH_NODES, f"{joined} of {needed} nodes joined"
+        case Phase.ROUTING if state.round == state.rounds_total and not state.open_units():
+            return Trigger.ROUTERS_DONE, f"{state.rounds_total} rounds done"
+        case Phase.SHARDING if state.segments is not None:
+            return Trigger.SEGMENTS_MADE, "every training sequence has its expert"
+        case Phase.TRAINING if not state.open_units():
+            return Trigger.EXPERTS_DONE, f"{state.experts} experts trained"
+        case Phase.EVALUATING if not state.manifest.heldout_sequences:
+            return Trigger.EVALUATED, "the corpus has no held-out text"
+        case Phase.EVALUATING if not state.open_units():
+            return Trigger.EVALUATED, "every expert is evaluated"
+    return None
