@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from support.deployment import Deployment, command, free_port, good, wait_for
@@ -18,7 +19,10 @@ from support.deployment import Deployment, command, free_port, good, wait_for
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.evaluate.mixture import Mixture
+from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
+from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.train.em import run_em
+from smalltalk_fed.wire.certificates import SERVER_NAME
 
 Deploy = Callable[..., Deployment]
 
@@ -305,3 +309,34 @@ def test_a_node_waits_for_a_coordinator_that_is_not_there_yet(deploy: Deploy) ->
     assert run.children["a"].poll() is None
     run.serve()
     run.wait_phase("finished")
+
+
+# -------------------------------------------------------------------------------- identity
+
+
+def admin_status(run: Deployment, key: Path, certificate: Path, authority: Path) -> str:
+    """Ask for the status with somebody's certificate; the gRPC status that comes back."""
+    credentials = grpc.ssl_channel_credentials(
+        authority.read_bytes(), key.read_bytes(), certificate.read_bytes()
+    )
+    options = (("grpc.ssl_target_name_override", SERVER_NAME),)
+    with grpc.secure_channel(f"127.0.0.1:{run.run_port}", credentials, options) as channel:
+        try:
+            pb_grpc.AdminStub(channel).Status(pb.StatusRequest(), timeout=10)
+        except grpc.RpcError as error:
+            name: str = error.code().name
+            return name
+    return "OK"
+
+
+def test_admin_calls_need_the_operators_certificate(deploy: Deploy) -> None:
+    run = deploy()
+    run.init()
+    run.serve()
+    run.join("a")
+    node, operator = run.folder / "a", run.run / "operator"
+    authority = run.run / "authority" / "ca.pem"
+    mine = (operator / "key.pem", operator / "cert.pem", authority)
+    assert admin_status(run, *mine) == "OK"
+    theirs = (node / "key.pem", node / "certificate.pem", authority)
+    assert admin_status(run, *theirs) == "PERMISSION_DENIED"
