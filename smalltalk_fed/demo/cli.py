@@ -184,7 +184,9 @@ def _print_sample(console: Console, sample: dict[str, Any]) -> None:
     console.print(head)
     prompt = " ".join(sample["prompt"].split())[-SAMPLE_CHARACTERS:]
     text = " ".join(sample["text"].split())[:SAMPLE_CHARACTERS]
-    console.print(Padding(Text.assemble((f"…{prompt} ", "dim"), text), (0, 0, 0, 2), expand=False))
+    at_a_word = sample["prompt"][-1:].isspace() or sample["text"][:1].isspace()
+    both = Text.assemble((f"…{prompt}", "dim"), " " if at_a_word else "", text)
+    console.print(Padding(both, (0, 0, 0, 2), expand=False))
 
 
 def _print_next(console: Console, folder: DemoFolder, report: dict[str, Any]) -> None:

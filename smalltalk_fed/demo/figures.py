@@ -274,7 +274,7 @@ def short(value: float) -> str:
     """A figure with three digits: 1,540 or 0.031."""
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:.3g}" if value >= 0.001 or not value else "< 0.001"
 
 
 def _overall(report: Report) -> dict[str, Any]:

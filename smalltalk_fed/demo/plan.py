@@ -44,8 +44,8 @@ TITLES = {
 }
 
 # Of two idle cores of a 2020s server, both at work.
-_ROUTER_TOKENS_PER_S = 120_000.0
-_SCORED_TOKENS_PER_S = 700_000.0
+_ROUTER_TOKENS_PER_S = 200_000.0
+_SCORED_TOKENS_PER_S = 1_000_000.0
 _EXPERT_TOKENS_PER_S = 75_000.0
 _UNIT_S = 0.15  # asking for a unit, fetching its inputs, handing it in
 
