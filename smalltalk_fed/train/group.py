@@ -35,6 +35,7 @@ REQUEST_FILE, SEGMENT_FILE, MANIFEST_FILE = "request.json", "segment.npy", "run.
 PROGRESS_FILE, RESULT_FILE, STOP_FILE = "progress.json", "result.json", "stop"
 LOG_FILE = "group.log"
 POLL_S = 0.5
+END_S = 30.0
 
 
 def train_in_group(
@@ -69,6 +70,7 @@ def train_in_group(
         "expert": expert,
         "seed": str(seed_parameters) if seed_parameters else None,
         "strategy": strategy,
+        "parent": os.getpid(),
     }
     (work_folder / REQUEST_FILE).write_text(json.dumps(request))
     command = [
@@ -77,13 +79,15 @@ def train_in_group(
         str(work_folder.resolve()),
     ]
     with (work_folder / LOG_FILE).open("ab") as log:
-        group = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        # In a session of its own, so that Ctrl-C comes to it through us, and in good order.
+        group = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             _watch(group, work_folder, on_progress, should_stop)
-        finally:
-            if group.poll() is None:
-                group.terminate()
-                group.wait()
+        except BaseException:
+            _end(group, work_folder)
+            raise
     return _result(group.returncode, work_folder)
 
 
@@ -102,6 +106,16 @@ def _watch(
         if on_progress is not None and told and told != seen:
             seen = told
             on_progress(told["fraction"], told["figures"])
+
+
+def _end(group: subprocess.Popen[bytes], folder: Path) -> None:
+    """Let the group end its step and write its checkpoint; if it does not, end it."""
+    (folder / STOP_FILE).touch()
+    try:
+        group.wait(END_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        group.terminate()
+        group.wait()
 
 
 def _result(code: int, folder: Path) -> tuple[Path, dict[str, float]]:
@@ -132,6 +146,16 @@ def _write(path: Path, table: dict[str, Any]) -> None:
     part.replace(path)
 
 
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def work(folder: Path) -> None:
     """Be one process of the group; `folder` is the parent's work folder."""
     request = json.loads((folder / REQUEST_FILE).read_text())
@@ -147,7 +171,7 @@ def work(folder: Path) -> None:
         common: dict[str, Any] = {
             "device": device or "cpu",
             "on_progress": report,
-            "should_stop": (folder / STOP_FILE).exists,
+            "should_stop": lambda: (folder / STOP_FILE).exists() or not _alive(request["parent"]),
             "world": world,
         }
         ways: dict[str, Callable[[], tuple[Path, dict[str, float]]]] = {
@@ -178,5 +202,4 @@ def work(folder: Path) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     work(Path(sys.argv[1]))

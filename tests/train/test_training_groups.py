@@ -63,6 +63,26 @@ def test_a_group_that_is_told_to_stop_leaves_a_checkpoint(make_run, corpus, tmp_
     assert list((tmp_path / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ctrl_c_stops_the_group_in_good_order(make_run, corpus, tmp_path):
+    def interrupt():
+        if (tmp_path / "progress.json").exists():
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        train_in_group(
+            "dense",
+            make_run(expert={"steps": 100_000}),
+            corpus,
+            tmp_path,
+            processes=2,
+            should_stop=interrupt,
+        )
+    assert list((tmp_path / "checkpoints").glob("step-*"))
+
+
 def test_a_group_that_fails_says_where_to_look(make_run, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     monkeypatch.setattr(group, "POLL_S", 0.01)
