@@ -135,6 +135,31 @@ def test_the_same_seed_gives_the_same_baseline(corpus: Path, tmp_path: Path) -> 
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow  # torch's launcher alone takes ten seconds
+def test_processes_share_the_batches_of_a_baseline(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(RUN_TOML)
+    arguments = ["baseline", "--config", tmp_path / "run.toml", "--corpus", corpus]
+    arguments += ["--device", "cpu", "--threads", "1"]
+    losses = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        assert run([*map(str, arguments), "--out", str(out), "--processes", str(processes)]) == 0
+        assert not (out / "unfinished").exists()
+        losses.append(json.loads((out / "baseline.json").read_text())["curve"])
+    assert losses[1] == [[step, pytest.approx(loss, rel=1e-4)] for step, loss in losses[0]]
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.toml").write_text(RUN_TOML)
+    arguments = ["baseline", "--config", tmp_path / "run.toml", "--corpus", corpus]
+    arguments += ["--out", tmp_path / "dense", "--processes", "4"]
+    assert run([*map(str, arguments)]) == 2
+    assert "a batch of 6 sequences" in said(capsys)
+    assert not (tmp_path / "dense").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
