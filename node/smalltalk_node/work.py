@@ -177,6 +177,7 @@ class _Work:
             device=self.device,
             on_progress=self.on_progress,
             should_stop=self.should_stop,
+            metrics_folder=metrics_folder(self.place, self.unit),
         )
         return Done({"weights": weights}, figures)
 
@@ -193,6 +194,7 @@ class _Work:
             device=self.device,
             on_progress=self.on_progress,
             should_stop=self.should_stop,
+            metrics_folder=metrics_folder(self.place, self.unit),
         )
         config = expert_config(self.manifest)
         kept = self._keep_expert(weights, config)
@@ -252,6 +254,11 @@ class _Work:
 def unit_folder(place: Workplace, unit: Unit) -> Path:
     """Where a unit's checkpoints are."""
     return place.folder / place.manifest.run_id / unit.unit_id.replace("/", "-")
+
+
+def metrics_folder(place: Workplace, unit: Unit) -> Path:
+    """Where a training's figures over time stay, also when it is finished."""
+    return place.folder / place.manifest.run_id / "metrics" / unit.unit_id.replace("/", "-")
 
 
 def expert_folder(place: Workplace, unit: Unit) -> Path:

@@ -10,7 +10,8 @@ rules of `units` hold here too.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from smalltalk_fed.model.state import state_from_bytes, state_from_file, state_t
 from smalltalk_fed.train.checkpoint import CheckpointPolicy
 from smalltalk_fed.train.device import may_compile, train_dtype, use_threads
 from smalltalk_fed.train.loop import train
+from smalltalk_fed.train.metrics import MetricsWriter
 from smalltalk_fed.train.parallel import ONE_PROCESS, World
-from smalltalk_fed.train.plan import Stopped, TrainPlan, TrainResult
+from smalltalk_fed.train.plan import Progress, Stopped, TrainPlan, TrainResult
 from smalltalk_fed.train.scoring import sequence_losses
 from smalltalk_fed.train.units import OnProgress, ShouldStop, train_figures, unit_progress
 
@@ -74,11 +76,13 @@ def train_expert(
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
     world: World = ONE_PROCESS,
+    metrics_folder: Path | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Train expert `expert` on its segment; return the weights' file and the figures.
 
     `seed_parameters` are the seed model's weights where the run has one. The weights lie in
-    `work_folder`, and so do checkpoints, from which a unit that was cut off goes on.
+    `work_folder`, and so do checkpoints, from which a unit that was cut off goes on. Figures
+    over time go to `metrics_folder`, or there too.
     """
     config = manifest.config
     model = build_expert(manifest, "expert", expert)
@@ -93,9 +97,8 @@ def train_expert(
         "expert-order",
         expert,
     )
-    return _train(
-        manifest, corpus, model, plan, order, work_folder, device, on_progress, should_stop, world
-    )
+    how = _How(work_folder, device, on_progress, should_stop, world, metrics_folder)
+    return _train(manifest, corpus, model, plan, order, how)
 
 
 def train_seed(
@@ -107,6 +110,7 @@ def train_seed(
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
     world: World = ONE_PROCESS,
+    metrics_folder: Path | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Train the one model that all experts branch from, on a sample of the whole corpus."""
     steps, _ = seed_steps(manifest)
@@ -118,9 +122,8 @@ def train_seed(
         steps * plan.batch_sequences,
         "seed-order",
     )
-    return _train(
-        manifest, corpus, model, plan, order, work_folder, device, on_progress, should_stop, world
-    )
+    how = _How(work_folder, device, on_progress, should_stop, world, metrics_folder)
+    return _train(manifest, corpus, model, plan, order, how)
 
 
 def dense_baseline(
@@ -132,6 +135,7 @@ def dense_baseline(
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
     world: World = ONE_PROCESS,
+    metrics_folder: Path | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Train the dense model that the mixture is compared with, on as many tokens in all.
 
@@ -151,9 +155,8 @@ def dense_baseline(
         plan.steps * plan.batch_sequences,
         "dense-order",
     )
-    return _train(
-        manifest, corpus, model, plan, order, work_folder, device, on_progress, should_stop, world
-    )
+    how = _How(work_folder, device, on_progress, should_stop, world, metrics_folder)
+    return _train(manifest, corpus, model, plan, order, how)
 
 
 def evaluate_expert(
@@ -222,35 +225,55 @@ def _after_seed(manifest: RunManifest, plan: TrainPlan) -> TrainPlan:
     return replace(plan, steps=steps, optimizer=optimizer)
 
 
+@dataclass(frozen=True)
+class _How:
+    """Where a model is trained, by whom, and who hears of it."""
+
+    work_folder: Path
+    device: torch.device | str
+    on_progress: OnProgress | None
+    should_stop: ShouldStop | None
+    world: World
+    metrics_folder: Path | None
+
+
 def _train(
     manifest: RunManifest,
     corpus: TokenCorpus,
     model: nn.Module,
     plan: TrainPlan,
     order: np.ndarray,
-    work_folder: Path,
-    device: torch.device | str,
-    on_progress: OnProgress | None,
-    should_stop: ShouldStop | None,
-    world: World,
+    how: _How,
 ) -> tuple[Path, dict[str, float]]:
-    use_threads(manifest.config.compute)
-    policy = CheckpointPolicy(work_folder / "checkpoints", manifest.config.compute.checkpoint_s)
-    result = train(
-        model,
-        corpus.train,
-        order,
-        plan=plan,
-        device=torch.device(device),
-        checkpoint=policy,
-        on_progress=unit_progress(on_progress, 0.0, 1.0),
-        should_stop=should_stop,
-        world=world,
-    )
+    compute, leads = manifest.config.compute, how.world.rank == 0
+    use_threads(compute)
+    tell = unit_progress(how.on_progress, 0.0, 1.0)
+    with (
+        MetricsWriter(how.metrics_folder or how.work_folder) if leads else nullcontext() as metrics
+    ):
+
+        def report(progress: Progress) -> None:
+            if metrics is not None:
+                figures = {"loss": progress.loss, "tokens_per_s": progress.tokens_per_s}
+                metrics.write(progress.step, figures)
+            if tell is not None:
+                tell(progress)
+
+        result = train(
+            model,
+            corpus.train,
+            order,
+            plan=plan,
+            device=torch.device(how.device),
+            checkpoint=CheckpointPolicy(how.work_folder / "checkpoints", compute.checkpoint_s),
+            on_progress=report,
+            should_stop=how.should_stop,
+            world=how.world,
+        )
     if not result.finished:
         raise Stopped
-    path = work_folder / WEIGHTS_FILE
-    state_to_file(model, path, write=world.rank == 0)
+    path = how.work_folder / WEIGHTS_FILE
+    state_to_file(model, path, write=leads)
     return path, train_figures(result) | curve_figures(result)
 
 

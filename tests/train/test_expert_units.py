@@ -19,6 +19,7 @@ from smalltalk_fed.train.experts import (
     train_expert,
     train_seed,
 )
+from smalltalk_fed.train.metrics import read_metrics
 from smalltalk_fed.train.plan import Stopped, TrainResult
 from smalltalk_fed.train.scoring import sequence_losses
 
@@ -54,6 +55,16 @@ def test_an_expert_learns_its_segment_in_passes_and_leaves_its_weights(
     model = build_expert(manifest, "expert", 1)
     state_from_file(model, path)
     assert state_to_bytes(model) == path.read_bytes() != start
+
+
+def test_figures_over_time_are_kept_where_asked(make_run, corpus, tmp_path):
+    where = tmp_path / "metrics"
+    train_expert(make_run(), corpus, 0, SEGMENT, None, tmp_path / "work", metrics_folder=where)
+    lines = read_metrics(where)
+    assert lines[-1]["step"] == 12
+    assert lines[-1]["loss"] > 0
+    train_expert(make_run(), corpus, 1, SEGMENT, None, tmp_path / "work")
+    assert read_metrics(tmp_path / "work")[-1]["step"] == 12
 
 
 def test_an_expert_that_was_stopped_goes_on_and_ends_with_the_same_bits(make_run, corpus, tmp_path):
