@@ -168,13 +168,14 @@ class _Work:
         return Done({"experts": result.experts}, result.figures)
 
     def train_seed(self) -> Done:
-        from smalltalk_fed.train.experts import train_seed
+        from smalltalk_fed.train.group import train_on_node
 
-        weights, figures = train_seed(
+        weights, figures = train_on_node(
+            "seed",
             self.manifest,
             self.place.corpus,
             self._folder(),
-            device=self.device,
+            device=self.place.device,
             on_progress=self.on_progress,
             should_stop=self.should_stop,
             metrics_folder=metrics_folder(self.place, self.unit),
@@ -182,16 +183,17 @@ class _Work:
         return Done({"weights": weights}, figures)
 
     def train_expert(self) -> Done:
-        from smalltalk_fed.train.experts import train_expert
+        from smalltalk_fed.train.group import train_on_node
 
-        weights, figures = train_expert(
+        weights, figures = train_on_node(
+            "expert",
             self.manifest,
             self.place.corpus,
-            self.unit.key.expert,
-            self._ids("segment"),
-            self.inputs.get("seed"),
             self._folder(),
-            device=self.device,
+            device=self.place.device,
+            expert=self.unit.key.expert,
+            segment_ids=self._ids("segment"),
+            seed_parameters=self.inputs.get("seed"),
             on_progress=self.on_progress,
             should_stop=self.should_stop,
             metrics_folder=metrics_folder(self.place, self.unit),

@@ -15,27 +15,123 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import WorldError
+from smalltalk_fed.train.device import choose_device
 from smalltalk_fed.train.experts import dense_baseline, train_expert, train_seed
 from smalltalk_fed.train.parallel import Strategy, joined_world
 from smalltalk_fed.train.plan import Stopped
 from smalltalk_fed.train.units import OnProgress, ShouldStop
 
 Kind = Literal["expert", "seed", "dense"]
+# Weights, gradients and AdamW's two moments, in fp32, that every process holds under DDP.
+STATE_BYTES_PER_PARAMETER = 16
 
 REQUEST_FILE, SEGMENT_FILE, MANIFEST_FILE = "request.json", "segment.npy", "run.json"
 PROGRESS_FILE, RESULT_FILE, STOP_FILE = "progress.json", "result.json", "stop"
 LOG_FILE = "group.log"
 POLL_S = 0.5
 END_S = 30.0
+
+
+def train_on_node(
+    kind: Kind,
+    manifest: RunManifest,
+    corpus: TokenCorpus,
+    work_folder: Path,
+    *,
+    device: str = "auto",
+    expert: int = 0,
+    segment_ids: np.ndarray | None = None,
+    seed_parameters: Path | None = None,
+    on_progress: OnProgress | None = None,
+    should_stop: ShouldStop | None = None,
+    metrics_folder: Path | None = None,
+) -> tuple[Path, dict[str, float]]:
+    """Train on all that this node has: `device` "auto" or "cuda" means every GPU.
+
+    With one GPU, none, or a device that is named with its number, in this process.
+    Raises as `train_in_group` does.
+    """
+    count = torch.cuda.device_count() if device in ("auto", "cuda") else 1
+    processes = processes_for(kind, manifest, count)
+    if processes > 1:
+        memory = torch.cuda.get_device_properties(0).total_memory
+        return train_in_group(
+            kind,
+            manifest,
+            corpus,
+            work_folder,
+            processes=processes,
+            strategy=strategy_for(manifest, memory),
+            expert=expert,
+            segment_ids=segment_ids,
+            seed_parameters=seed_parameters,
+            on_progress=on_progress,
+            should_stop=should_stop,
+            metrics_folder=metrics_folder,
+        )
+    inputs = _Inputs(kind, manifest, corpus, work_folder, expert, segment_ids, seed_parameters)
+    return inputs.train(
+        device=choose_device(device),
+        on_progress=on_progress,
+        should_stop=should_stop,
+        metrics_folder=metrics_folder,
+    )
+
+
+def processes_for(kind: Kind, manifest: RunManifest, gpus: int) -> int:
+    """Return the most processes, one a GPU, that a batch can be shared out to evenly."""
+    batch = manifest.config.expert.batch_sequences
+    if kind == "dense":
+        batch *= manifest.experts
+    return next((count for count in range(gpus, 1, -1) if batch % count == 0), 1)
+
+
+def strategy_for(manifest: RunManifest, gpu_bytes: int) -> Strategy:
+    """Return DDP where the whole state takes at most half of a GPU, else FSDP2."""
+    shape = manifest.config.expert.model
+    state_bytes = STATE_BYTES_PER_PARAMETER * shape.parameters(manifest.vocabulary)
+    return "ddp" if 2 * state_bytes <= gpu_bytes else "fsdp"
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is trained, on what, from what."""
+
+    kind: Kind
+    manifest: RunManifest
+    corpus: TokenCorpus
+    work_folder: Path
+    expert: int = 0
+    segment_ids: np.ndarray | None = None
+    seed_parameters: Path | None = None
+
+    def train(self, **how: Any) -> tuple[Path, dict[str, float]]:
+        """Train it in this process; `how` are the keywords of `experts`' functions."""
+        if self.kind == "seed":
+            return train_seed(self.manifest, self.corpus, self.work_folder, **how)
+        if self.kind == "dense":
+            return dense_baseline(self.manifest, self.corpus, self.work_folder, **how)
+        if self.segment_ids is None:
+            raise ValueError("an expert can't be trained without its segment")
+        return train_expert(
+            self.manifest,
+            self.corpus,
+            self.expert,
+            self.segment_ids,
+            self.seed_parameters,
+            self.work_folder,
+            **how,
+        )
 
 
 def train_in_group(
@@ -51,6 +147,7 @@ def train_in_group(
     seed_parameters: Path | None = None,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
+    metrics_folder: Path | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Do what `train_expert`, `train_seed` or `dense_baseline` does with several processes.
 
@@ -68,7 +165,8 @@ def train_in_group(
         "kind": kind,
         "corpus": str(corpus.folder.resolve()),
         "expert": expert,
-        "seed": str(seed_parameters) if seed_parameters else None,
+        "seed": str(seed_parameters.resolve()) if seed_parameters else None,
+        "metrics": str(metrics_folder.resolve()) if metrics_folder else None,
         "strategy": strategy,
         "parent": os.getpid(),
     }
@@ -168,32 +266,26 @@ def work(folder: Path) -> None:
             if leads:
                 _write(folder / PROGRESS_FILE, {"fraction": fraction, "figures": figures})
 
-        common: dict[str, Any] = {
-            "device": device or "cpu",
-            "on_progress": report,
-            "should_stop": lambda: (folder / STOP_FILE).exists() or not _alive(request["parent"]),
-            "world": world,
-        }
-        ways: dict[str, Callable[[], tuple[Path, dict[str, float]]]] = {
-            "expert": lambda: train_expert(
-                manifest,
-                corpus,
-                request["expert"],
-                np.load(folder / SEGMENT_FILE, allow_pickle=False),
-                Path(request["seed"]) if request["seed"] else None,
-                folder,
-                **common,
-            ),
-            "seed": lambda: train_seed(manifest, corpus, folder, **common),
-            "dense": lambda: dense_baseline(manifest, corpus, folder, **common),
-        }
+        segment = folder / SEGMENT_FILE
+        inputs = _Inputs(
+            request["kind"],
+            manifest,
+            corpus,
+            folder,
+            request["expert"],
+            np.load(segment, allow_pickle=False) if segment.exists() else None,
+            Path(request["seed"]) if request["seed"] else None,
+        )
+        result: dict[str, Any]
         try:
-            weights, figures = ways[request["kind"]]()
-            result: dict[str, Any] = {
-                "stopped": False,
-                "weights": str(weights),
-                "figures": figures,
-            }
+            weights, figures = inputs.train(
+                device=device or "cpu",
+                on_progress=report,
+                should_stop=lambda: (folder / STOP_FILE).exists() or not _alive(request["parent"]),
+                world=world,
+                metrics_folder=Path(request["metrics"]) if request["metrics"] else None,
+            )
+            result = {"stopped": False, "weights": str(weights), "figures": figures}
         except Stopped:
             result = {"stopped": True}
         if leads:

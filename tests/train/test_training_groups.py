@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,12 @@ from safetensors.torch import load_file
 from smalltalk_fed.errors import WorldError
 from smalltalk_fed.train import group
 from smalltalk_fed.train.experts import train_expert
-from smalltalk_fed.train.group import train_in_group
+from smalltalk_fed.train.group import (
+    processes_for,
+    strategy_for,
+    train_in_group,
+    train_on_node,
+)
 from smalltalk_fed.train.plan import Stopped
 
 SEGMENT = np.arange(0, 96, 2)
@@ -81,6 +87,40 @@ def test_ctrl_c_stops_the_group_in_good_order(make_run, corpus, tmp_path):
             should_stop=interrupt,
         )
     assert list((tmp_path / "checkpoints").glob("step-*"))
+
+
+def test_a_node_without_several_gpus_trains_in_its_own_process(make_run, corpus, tmp_path):
+    manifest = make_run()
+    alone, _ = train_expert(manifest, corpus, 1, SEGMENT, None, tmp_path / "alone")
+    path, _ = train_on_node(
+        "expert", manifest, corpus, tmp_path / "n", device="cpu", expert=1, segment_ids=SEGMENT
+    )
+    assert path.read_bytes() == alone.read_bytes()
+    seed, _ = train_on_node("seed", manifest, corpus, tmp_path / "seed", device="cpu")
+    dense, _ = train_on_node("dense", manifest, corpus, tmp_path / "dense", device="cpu")
+    assert len({path.read_bytes(), seed.read_bytes(), dense.read_bytes()}) == 3
+
+
+def test_several_gpus_become_as_many_processes_as_share_a_batch_evenly(
+    make_run, corpus, tmp_path, monkeypatch
+):
+    manifest = make_run(expert={"batch_sequences": 12})
+    assert [processes_for("expert", manifest, gpus) for gpus in (0, 1, 2, 4, 5, 8)] == [
+        *(1, 1, 2, 4, 4, 6)
+    ]
+    assert processes_for("dense", manifest, 8) == 8
+    state_bytes = 16 * manifest.config.expert.model.parameters(32)
+    assert strategy_for(manifest, 2 * state_bytes) == "ddp"
+    assert strategy_for(manifest, 2 * state_bytes - 1) == "fsdp"
+
+    seen = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1 << 40)
+    )
+    monkeypatch.setattr(group, "train_in_group", lambda *_args, **more: seen.update(more))
+    train_on_node("expert", manifest, corpus, tmp_path, segment_ids=SEGMENT)
+    assert (seen["processes"], seen["strategy"]) == (4, "ddp")
 
 
 def test_a_group_that_fails_says_where_to_look(make_run, corpus, tmp_path, monkeypatch):
