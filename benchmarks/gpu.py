@@ -14,6 +14,7 @@ divides by the dense bf16 peak that the maker states for the card.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -75,6 +76,8 @@ def measure_training(device: torch.device, batch: int, steps: int, warm: int) ->
 
     result = train(model, split, order, plan=plan, device=device, on_progress=mark)
     timed = [(step, at) for step, at in marks if step >= warm]
+    if len(timed) < 2:
+        raise SystemExit("too few steps to time; give more with --steps")
     (first, started), (last, ended) = timed[0], timed[-1]
     tokens_per_s = (last - first) * batch * TOKENS / (ended - started)
     name = torch.cuda.get_device_name(device)
@@ -100,7 +103,7 @@ def measure_scoring(device: torch.device, sequences: int, repeats: int) -> dict[
     shape = PRESETS["router-4.4m"]
     models = [build_model(shape, VOCABULARY, PREFIX, bytes([e])) for e in range(ROUTERS)]
     split, ids = RandomRows(sequences, PREFIX), np.arange(sequences)
-    loops = [model.to(device, torch.bfloat16).eval() for model in models]
+    loops = [copy.deepcopy(model).to(device, torch.bfloat16).eval() for model in models]
 
     def ours() -> np.ndarray:
         return score(
@@ -122,8 +125,9 @@ def measure_scoring(device: torch.device, sequences: int, repeats: int) -> dict[
             parts.append(torch.stack(columns, dim=1))
         return torch.cat(parts).cpu().numpy()
 
+    np.testing.assert_allclose(ours(), plain(), rtol=0.02)
     seconds = {"ours": float("inf"), "plain": float("inf")}
-    for _ in range(repeats + 1):  # the first round warms up both
+    for _ in range(repeats):
         for name, way in (("ours", ours), ("plain", plain)):
             started = time.perf_counter()
             way()
@@ -153,7 +157,7 @@ def main() -> None:
             "device": torch.cuda.get_device_name(device),
             "torch": torch.__version__,
             "training": measure_training(device, arguments.batch, arguments.steps, warm=10),
-            "scoring": measure_scoring(device, sequences=1024, repeats=3),
+            "scoring": measure_scoring(device, sequences=4096, repeats=3),
         }
     else:
         report = {"device": None, "why": "there is no CUDA GPU here; nothing was measured"}
