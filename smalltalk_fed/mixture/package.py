@@ -76,9 +76,8 @@ class MixtureManifest(BaseModel):
     router_shape: ModelShape
     routers: tuple[RouterEntry, ...] = Field(min_length=1)
     experts: tuple[ExpertEntry, ...] = Field(min_length=1)
-    prices: tuple[
-        FiniteFloat, ...
-    ]  # the prior: argmax_e (score_e - price_e); zeros for a uniform one
+    # The prior: argmax_e (score_e - price_e); zeros for a uniform one.
+    prices: tuple[FiniteFloat, ...]
     provenance: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
 

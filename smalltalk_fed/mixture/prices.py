@@ -25,8 +25,8 @@ _SAMPLE_ROWS = 1 << 16
 _BLOCK = 1 << 12  # rows looked at at a time: temporaries stay in the cache
 _COOLING = 4.0
 _COLDEST_NATS = 1e-30  # float32 can't divide by much less
-_LEVELS = 10
-_NEWTON_STEPS = 6
+_NEWTON_STEPS = 20
+_FAR_FROM_BASE = 256.0  # temperatures: beyond, float32 begins to show
 _LARGEST_MOVE = 8.0  # temperatures: beyond, the quadratic model means nothing
 _UNDECIDED_PER_EXPERT = 8  # rows within reach of a tie at which cooling has done its work
 
@@ -54,23 +54,17 @@ def approach(
     if load_E is not None:
         share_E = np.maximum(share_E + dual.loads() - load_E / n, 0.0)
     heat = dual.mean_distance() if heat_nats is None else heat_nats
-    change_E, before = np.zeros(experts), len(rows)
-    for _ in range(_LEVELS):
-        if heat < _COLDEST_NATS:
-            break
-        change_E, undecided = dual.minimise(share_E, change_E, heat)
-        few = undecided <= _UNDECIDED_PER_EXPERT * experts
-        only_ties = undecided < len(rows) / 2 and undecided > 0.95 * before
-        if few or only_ties:
-            break
-        heat, before = heat / _COOLING, undecided
-    return price_E + change_E
+    price, undecided = price_E, n
+    while heat > dual.coldest_nats and undecided > _UNDECIDED_PER_EXPERT * experts:
+        price, undecided = dual.minimise(share_E, price, heat)
+        heat /= _COOLING
+    return price
 
 
 class _SmoothedDual:
     """D(p) / N at a temperature, with its gradient and curvature.
 
-    Prices are changes from where the search starts, and scores count from a row's best there:
+    Prices are changes from a base near the minimum, and scores count from a row's best there:
     what decides is near zero, where float32 is precise. Experts by rows, so that what is done
     for every row runs over long contiguous lines.
     """
@@ -79,27 +73,40 @@ class _SmoothedDual:
         self,
         scores_NxE: NDArray[np.floating],
         rows: NDArray[np.int64],
-        price_E: Float64Array,
+        base_E: Float64Array,
     ) -> None:
-        self._scores_ExN = np.empty((len(price_E), len(rows)), dtype=np.float32)
-        for start in range(0, len(rows), _BLOCK):
-            block = (scores_NxE[rows[start : start + _BLOCK]] - price_E).T
-            self._scores_ExN[:, start : start + _BLOCK] = block - block.max(axis=0)
+        self._source, self._rows = scores_NxE, rows
+        self._scores_ExN = np.empty((len(base_E), len(rows)), dtype=np.float32)
+        self._rebase(base_E)
         # Loads are whole rows: nearer than half a row an expert is near enough.
-        self._tolerance = min(0.01, 0.5 * len(price_E) / len(rows))
+        self._tolerance = min(0.01, 0.5 * len(base_E) / len(rows))
+
+    def _rebase(self, base_E: Float64Array) -> None:
+        self._base_E = base_E
+        largest = np.float32(0)
+        for start in range(0, len(self._rows), _BLOCK):
+            scores = self._source[self._rows[start : start + _BLOCK]]
+            largest = max(largest, np.abs(scores).max())
+            block = (scores - base_E).T
+            self._scores_ExN[:, start : start + _BLOCK] = block - block.max(axis=0)
+        # Scores differ by no less than a float32's resolution, unless they are tied.
+        self.coldest_nats = max(_COLDEST_NATS, float(np.spacing(largest)) / 4)
 
     def mean_distance(self) -> float:
         return -float(self._scores_ExN.mean(dtype=np.float64))
 
     def loads(self) -> Float64Array:
-        """Return the shares of the rows that each expert has at the start."""
+        """Return the shares of the rows that each expert has at the base."""
         best = self._scores_ExN.argmax(axis=0)
         return np.bincount(best, minlength=len(self._scores_ExN)) / len(best)
 
     def minimise(
-        self, share_E: Float64Array, price: Float64Array, heat: float
+        self, share_E: Float64Array, price_E: Float64Array, heat: float
     ) -> tuple[Float64Array, int]:
         """Return the prices at one temperature, and how many rows they leave undecided."""
+        if np.abs(price_E - self._base_E).max() > _FAR_FROM_BASE * heat:
+            self._rebase(price_E)
+        price = price_E - self._base_E
         value, probability = self._value(share_E, price, heat)
         for _ in range(_NEWTON_STEPS):
             load = probability.mean(axis=1, dtype=np.float64)
@@ -114,7 +121,8 @@ class _SmoothedDual:
             else:
                 break  # as low as float32 can tell
             price, value, probability = price + step, next_value, next_probability
-        return price, int(np.count_nonzero(probability.max(axis=0) < 0.9))
+        undecided = int(np.count_nonzero(probability.max(axis=0) < 0.9))
+        return self._base_E + price, undecided
 
     def _value(
         self, share_E: Float64Array, price: Float64Array, heat: float

@@ -6,7 +6,7 @@ found is E prices, and who gets what among ties.
 
 1. Near prices from a sample (`prices`).
 2. Only rows near a tie can still move: those, some per cent, are the same problem with smaller
-   capacities, solved the same way down to a few hundred rows, and these exactly (`residual`).
+   capacities, solved the same way down to some hundred rows, and these exactly (`residual`).
 3. A certificate: the cheapest moves of all rows have no negative cycle, so the assignment is
    optimal. If they have one, rows that were set aside matter: more of them join step 2.
 4. One answer: the prices are the middle of all optimal ones, and rows that several optimal
@@ -15,7 +15,9 @@ found is E prices, and who gets what among ties.
 
 Rules: whole numbers of units in float64, exact below 2**53. A unit is 2**-33 nats or finer for
 scores within 2,048 nats at E = 32, far below a float32's resolution there. Memory next to the
-scores: about 25 bytes a row, blocks, and a copy of the rows near a tie. Capacities are positive.
+scores: about 40 bytes a row, blocks, and a copy of the rows near a tie. Capacities are positive.
+About 2 CPU seconds for 1.4 million rows and 32 experts, milliseconds for some thousands; rows in
+a few clusters with next to no spread, which leave prices undetermined, take five times as long.
 """
 
 from __future__ import annotations

@@ -4,13 +4,17 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smalltalk_fed.mixture.idlists import decode_experts, decode_ids, encode_experts, encode_ids
 
 
 @given(st.lists(st.integers(0, 2**63 - 1) | st.integers(0, 70_000), max_size=30))
+@example([2**16 - 1])
+@example([2**16])
+@example([2**32 - 1])
+@example([2**32])
 def test_ids_come_back_in_their_order(ids):
     data = encode_ids(np.array(ids, np.int64))
     largest = max(ids, default=0)
