@@ -23,6 +23,8 @@ from smalltalk_fed.model.stacked import StackedLlama
 from smalltalk_fed.train.device import Dtype, autocast
 from smalltalk_fed.train.plan import REPORT_S, Stopped
 
+CACHED_TOKENS = 4096  # that a small model on a CPU works on at once
+
 Losses = Callable[[Tensor], Tensor]  # int64[B, S] to the losses of tokens 2..S, fp32[B, S-1]
 
 
@@ -176,4 +178,11 @@ def _losses_of(model: nn.Module, dtype: Dtype, device: torch.device) -> Losses:
                 flat = token_losses(hidden, forward.head, targets)
         return flat.view(len(tokens_BxS), -1)
 
-    return losses
+    if not isinstance(forward, LeanLlama):
+        return losses
+
+    def in_parts(tokens_BxS: Tensor) -> Tensor:
+        rows = max(1, CACHED_TOKENS // tokens_BxS.shape[1])
+        return torch.cat([losses(part) for part in tokens_BxS.split(rows)])
+
+    return in_parts

@@ -6,6 +6,7 @@ import torch
 
 from smalltalk_fed.config.shapes import ModelShape
 from smalltalk_fed.model.build import build_model
+from smalltalk_fed.train import scoring
 from smalltalk_fed.train.plan import Stopped
 from smalltalk_fed.train.scoring import score, score_one, sequence_losses
 
@@ -92,3 +93,19 @@ def test_scoring_stops_when_told(routers, corpus):
         sequence_losses(
             routers[0], corpus.train, IDS, 8, batch_sequences=4, should_stop=lambda: True
         )
+
+
+def test_parts_that_fit_the_cache_change_nothing(routers, corpus, monkeypatch):
+    whole = score(routers, corpus.train, IDS, 8, batch_sequences=7)
+    seen = []
+    real = scoring.token_losses
+
+    def watch(hidden, head, targets):
+        seen.append(len(targets))
+        return real(hidden, head, targets)
+
+    monkeypatch.setattr(scoring, "token_losses", watch)
+    monkeypatch.setattr(scoring, "CACHED_TOKENS", 20)
+    parts = score(routers, corpus.train, IDS, 8, batch_sequences=7)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    assert max(seen) == 2 * 7
