@@ -225,9 +225,8 @@ def test_the_ledger_agrees_with_the_sockets(deploy: Deploy) -> None:
     # 20 bytes of block header and about 70 of digest, size, name and unit in its first part.
     sent = {(row["kind"], row["direction"]): row["bytes"] for row in rows}
     experts, rounds, chunk = 2, 3, 64
-    assert sent["scores", "up"] == pytest.approx(
-        (rounds - 1) * experts * (2 * chunk + 130), rel=0.1
-    )
+    scores = (rounds - 1) * experts * (2 * chunk + 90)
+    assert sent["scores", "up"] == pytest.approx(scores, rel=0.1)
     size = sum(p.stat().st_size for p in (run.run / "mixture" / "routers").iterdir()) / experts
     assert sent["parameters", "up"] == pytest.approx(rounds * experts * (size + 90), rel=0.1)
 
