@@ -34,9 +34,7 @@ def render(status: Status) -> RenderableType:
     done = status["phase"] == "finished"
     head.append(status["phase"], style="bold green" if done else "bold")
     head.append(f"  {status['reason']}\n")
-    head.append(
-        f"round {status['round']} of {status['rounds']}, {status['experts']} experts, units: "
-    )
+    head.append(f"round {status['round']} of {status['rounds']}, {status['experts']} experts; ")
     head.append(
         f"units: {units['finished']} done, {units['leased']} in work, {units['open']} open\n"
     )

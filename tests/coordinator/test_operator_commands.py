@@ -105,5 +105,12 @@ def test_the_table_shows_who_does_what() -> None:
     shown = tables.render({**status, "bytes": totals, "mixture": None, "serving": True})
     Console(file=out, width=120).print(shown)
     text = out.getvalue()
-    for part in ("routing", "round 1 of 2", "router_round/0/1", "40%", "busy", "2.00 MB"):
+    for part in (
+        "routing",
+        "round 1 of 2, 2 experts; units: 0 done, 2 in work",
+        "router_round/0/1",
+        "40%",
+        "busy",
+        "2.00 MB",
+    ):
         assert part in text
