@@ -44,8 +44,8 @@ def train_baseline(
     """Train the dense model into the folder `out`; returns what baseline.json holds.
 
     An interrupted one leaves its checkpoints in `out`, and goes on from there. Several
-    `processes`, with `threads` each, share out every batch: on a CPU they are faster than as
-    many threads, since small products don't divide well.
+    `processes`, with `threads` each, share out every batch: on a CPU small
+    products divide badly among threads.
 
     Raises:
         UserError: `out` holds something else, or processes can't share a batch out evenly.
