@@ -8,6 +8,7 @@ blob means.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -145,13 +146,15 @@ class Upload:
             )
         try:
             self._file.write(data)
+            self._file.flush()  # a full disk shows here, not when the file is closed
         except OSError as error:
             raise _disk(error) from None
         self.received += len(data)
 
     def pause(self) -> None:
         """Keep what came so far; a later upload goes on there."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # bytes that `write` failed at, and said so
+            self._file.close()
 
     def finish(self) -> BlobRef:
         """Check the digest and make the blob count.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smalltalk_fed.errors import Malformed, Refused, TooLarge
+from smalltalk_fed.errors import Malformed, Refused, TooLarge, WorldError
 from smalltalk_fed.host.blobs import BlobStore
 
 DATA = bytes(range(256)) * 5000
@@ -75,3 +75,14 @@ def test_what_is_not_there_is_refused(blobs: BlobStore) -> None:
         blobs.get(DIGEST)
     with pytest.raises(Refused):
         list(blobs.parts(DIGEST, 0))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_clear_sentence_and_nothing_counts(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path / "blobs")
+    (tmp_path / "blobs" / "uploads" / f"{DIGEST}.part").symlink_to("/dev/full")
+    upload = blobs.upload(DIGEST, len(DATA), len(DATA))
+    with pytest.raises(WorldError, match="make room on the disk"):
+        upload.write(DATA[:100])
+    upload.pause()  # as the server does whatever happened
+    assert not blobs.has(DIGEST)
