@@ -11,6 +11,7 @@ from typing import Any
 from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.events import Event
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
@@ -178,7 +179,7 @@ class FakeNode:
     def result(self) -> Result:
         """What a good result of the unit at hand looks like."""
         assert self.unit
-        names = self.world.coordinator.state.outputs_of(self.unit.key)
+        names = outputs_of(self.world.manifest, self.unit.key)
         outputs = tuple(blob(n, f"{self.unit.unit_id}/{n}") for n in names)
         figures = {}
         if self.unit.key.kind is UnitKind.EVALUATE:
