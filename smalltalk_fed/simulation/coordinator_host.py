@@ -126,7 +126,7 @@ class CoordinatorHost:
             message, conversation = self._inbox.popleft()
             if isinstance(message, msg.JobFinished | msg.JobFailed):
                 self._world.note(f"job {message.job_id} ends")
-                _merge(ready, self.coordinator.job_done(message, self.now()))
+                ready.add(self.coordinator.job_done(message, self.now()))
                 continue
             try:
                 part = self.coordinator.handle(message, conversation, self.now())
@@ -136,7 +136,7 @@ class CoordinatorHost:
                     call.answer(error)
                 continue
             self._watch.handled(message, conversation)
-            _merge(ready, part)
+            ready.add(part)
         self._tick(ready)
         self._settle(ready)
 
@@ -144,7 +144,7 @@ class CoordinatorHost:
         due = self.coordinator.deadline()
         if due is None or due > self.now() + _ROUNDING_S:
             return
-        _merge(ready, self.coordinator.tick(max(due, self.now())))
+        ready.add(self.coordinator.tick(max(due, self.now())))
         after = self.coordinator.deadline()
         if after is not None and after <= due:
             raise Violation(Rule.TIME, f"it stays {due - self.now():.3f} s from now")
@@ -153,7 +153,7 @@ class CoordinatorHost:
 
     def _settle(self, ready: Ready) -> None:
         if not ready.events:
-            self._release(ready, ready.replies)
+            self._release(ready.replies, self._world.now)
             self._finish(ready)
             return
         self._commits += 1
@@ -162,9 +162,12 @@ class CoordinatorHost:
             self._die(crash)
             return
         self._committing = True
-        self._world.after(self.commit_s, self._durable, ready, crash, self._process)
+        decided_at = self._world.now
+        self._world.after(self.commit_s, self._durable, ready, crash, decided_at, self._process)
 
-    def _durable(self, ready: Ready, crash: CoordinatorCrash | None, process: int) -> None:
+    def _durable(
+        self, ready: Ready, crash: CoordinatorCrash | None, decided_at: float, process: int
+    ) -> None:
         if process != self._process:
             return
         rows = [to_json(event) for event in ready.events]
@@ -177,11 +180,11 @@ class CoordinatorHost:
         if crash is not None:
             half = len(ready.replies) // 2
             sent = {CommitPoint.DURABLE: 0, CommitPoint.HALF_REPLIED: half}
-            self._release(ready, ready.replies[: sent.get(crash.point, len(ready.replies))])
+            self._release(ready.replies[: sent.get(crash.point, len(ready.replies))], decided_at)
             self._die(crash)
             return
         self._committing = False
-        self._release(ready, ready.replies)
+        self._release(ready.replies, decided_at)
         for digest in ready.released:
             self._blobs.drop(digest)
         self._finish(ready)
@@ -190,13 +193,13 @@ class CoordinatorHost:
         self._clock_offset_s += crash.clock_jump_s
         self.crash(crash.down_s)
 
-    def _release(self, ready: Ready, replies: Sequence[msg.Reply]) -> None:
+    def _release(self, replies: Sequence[msg.Reply], decided_at: float) -> None:
         """Let answers go."""
         for reply in replies:
             message, call = self._open.pop(reply.conversation, (None, None))
             if message is None:
                 continue  # whoever asked is gone
-            self._watch.leaving(message, reply.conversation, reply.answer)
+            self._watch.leaving(message, reply.conversation, reply.answer, decided_at)
             self._world.note(_words(message, reply.answer))
             if call is not None:
                 call.answer(reply.answer)
@@ -261,9 +264,3 @@ def _words(message: msg.Request, answer: msg.Answer) -> str:
     unit = answer.unit.unit_id if answer.unit else ""
     return f"{who} {unit}|{answer.accepted}|{answer.cancel}|{answer.stop}|{answer.wait_s:g}"
 
-
-def _merge(ready: Ready, part: Ready) -> None:
-    ready.events += part.events
-    ready.replies += part.replies
-    ready.jobs += part.jobs
-    ready.released += part.released

@@ -18,10 +18,12 @@ import numpy as np
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import handout
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.catalogue import LONG
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.units import UnitKey, UnitKind
+from smalltalk_fed.core.units import UnitKey
 from smalltalk_fed.mixture.permutation import chunk_ids
 from smalltalk_fed.simulation.contents import Blobs
 from smalltalk_fed.simulation.world import World
@@ -70,9 +72,10 @@ class Watch:
         self._enrolled: dict[str, None] = {}
         self._joined: dict[str, None] = {}
         self._invited: dict[str, None] = {}
-        self._started: dict[tuple[str, str], None] = {}
+        self._started: dict[str, None] = {}
         self._collected: dict[str, int] = {}
         self._phases: dict[str, None] = {}
+        self.finished_at: float | None = None
         # What was said to nodes.
         self._acknowledged: dict[str, None] = {}  # units
         self._acknowledged_steps: dict[str, int] = {}
@@ -96,11 +99,13 @@ class Watch:
                 self._last_said[message.node_id] = conversation
                 self._drop(message.node_id)
 
-    def leaving(self, message: msg.Request, conversation: int, answer: msg.Answer) -> None:
-        """`answer` leaves the coordinator's host."""
+    def leaving(
+        self, message: msg.Request, conversation: int, answer: msg.Answer, decided_at: float
+    ) -> None:
+        """`answer`, decided when it was, leaves the coordinator's host."""
         match answer:
             case msg.Order() if isinstance(message, msg.Exchange):
-                self._order(message, conversation, answer)
+                self._order(message, conversation, answer, decided_at)
             case msg.Enrolled():
                 self._need(answer.node_id in self._enrolled, f"{answer.node_id} was enrolled")
                 self._acknowledged_nodes[answer.node_id] = None
@@ -140,7 +145,7 @@ class Watch:
                     self._named.update((ref.digest, None) for ref in event.outputs)
                     self._collected[event.unit_id] = event.step
                 case ev.UnitStarted():
-                    self._started[event.unit_id, event.node_id] = None
+                    self._started[event.unit_id] = None
                 case ev.NodeEnrolled():
                     self._enrolled[event.node_id] = None
                 case ev.NodeJoined():
@@ -149,6 +154,8 @@ class Watch:
                     self._invited[event.secret_sha256] = None
                 case ev.PhaseChanged():
                     self._phases[event.phase.value] = None
+                    if event.phase is Phase.FINISHED:
+                        self.finished_at = self._world.now
 
     def restarted(self, coordinator: Coordinator) -> None:
         """A new process has replayed the journal."""
@@ -168,7 +175,7 @@ class Watch:
         for unit_id, step in self._acknowledged_steps.items():
             key = UnitKey.parse(unit_id)
             if state.in_phase(key) and not state.is_finished(key):
-                begins = state.unit(key).start_step
+                begins = handout.unit(state, key).start_step
                 if begins < step:
                     raise Violation(
                         Rule.KEPT, f"step {step} of {unit_id} was collected, it begins at {begins}"
@@ -186,7 +193,9 @@ class Watch:
 
     # -------------------------------------------------------------------------------- inside
 
-    def _order(self, message: msg.Exchange, conversation: int, order: msg.Order) -> None:
+    def _order(
+        self, message: msg.Exchange, conversation: int, order: msg.Order, decided_at: float
+    ) -> None:
         node_id = message.node_id
         if order.accepted:
             self._need(order.accepted in self._ever_accepted, f"{order.accepted} was accepted")
@@ -194,8 +203,11 @@ class Watch:
                 self._acknowledged[order.accepted] = None
         if order.collected and message.working:
             unit_id = message.working.unit_id
-            kept = self._collected.get(unit_id, 0)
-            self._need(kept >= order.collected, f"step {order.collected} of {unit_id} was collected")
+            kept = self._collected.get(unit_id, 0) >= order.collected
+            self._need(
+                kept or unit_id in self._ever_accepted,
+                f"step {order.collected} of {unit_id} was collected",
+            )
             self._acknowledged_steps[unit_id] = order.collected
         if order.stop:
             over = Phase.FINISHED.value in self._phases or Phase.FAILED.value in self._phases
@@ -208,31 +220,28 @@ class Watch:
                     raise Violation(
                         Rule.BLOBS, f"'{ref.name}' of {order.unit.unit_id}, given to {node_id}"
                     )
-            if order.unit.key.kind in (UnitKind.TRAIN_EXPERT, UnitKind.TRAIN_SEED):
-                unit_id = order.unit.unit_id
-                self._need(
-                    (unit_id, node_id) in self._started, f"{unit_id} was begun by {node_id}"
-                )
+            if order.unit.key.kind in LONG:
+                self._need(order.unit.unit_id in self._started, f"{order.unit.unit_id} was begun")
         if self._last_said.get(node_id) != conversation:
             return  # it has said something else since
         working = message.working.unit_id if message.working else ""
         if working and order.cancel == working:
             self._drop(node_id)
         elif working and working not in self._accepted:
-            self._grant(working, node_id, handed_out=False)
+            self._grant(working, node_id, decided_at, handed_out=False)
         if order.unit is not None:
-            self._grant(order.unit.unit_id, node_id, handed_out=True)
+            self._grant(order.unit.unit_id, node_id, decided_at, handed_out=True)
 
-    def _grant(self, unit_id: str, node_id: str, *, handed_out: bool) -> None:
-        now, held = self._world.now, self._grants.setdefault(unit_id, {})
+    def _grant(self, unit_id: str, node_id: str, since: float, *, handed_out: bool) -> None:
+        held = self._grants.setdefault(unit_id, {})
         if self._unit_of.get(node_id) not in (None, unit_id):
             self._drop(node_id)
-        held[node_id] = _Grant(now + self._lease_s, self._process)
+        held[node_id] = _Grant(since + self._lease_s, self._process)
         self._unit_of[node_id] = unit_id
         live = [
             other
             for other, grant in held.items()
-            if grant.until > now and (handed_out or grant.process == self._process)
+            if grant.until > since and (handed_out or grant.process == self._process)
         ]
         if len(live) > self._allowed:
             raise Violation(Rule.COPIES, f"{unit_id} is held by {', '.join(live)}")

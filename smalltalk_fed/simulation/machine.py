@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from smalltalk_fed.core.units import Unit, UnitKey
+from smalltalk_fed.core.units import Unit
 from smalltalk_fed.simulation.contents import Blobs
 from smalltalk_fed.simulation.faults import Fault, NodeCrash, NodeLeaves, UnitFails, UnitPoint
 from smalltalk_fed.simulation.measures import Measures
 from smalltalk_fed.simulation.network import Network
 from smalltalk_fed.simulation.node_process import NodeProcess
+from smalltalk_fed.simulation.node_work import Checkpoint
 from smalltalk_fed.simulation.scenario import Scenario, draw_speed
 from smalltalk_fed.simulation.world import World
 
@@ -34,24 +35,7 @@ class Shared:
     blobs: Blobs
     measures: Measures
     secret: str  # of the one invitation, as a digest
-    outputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ended: int = 0  # machines that were told that the run is over
-
-    def outputs_of(self, key: UnitKey) -> tuple[str, ...]:
-        """Names of the outputs that a unit brings, as the protocol has it."""
-        config = self.scenario.manifest.config
-        match key.kind.value:
-            case "router_round":
-                last = key.index == config.router.rounds
-                return ("parameters",) if last else ("parameters", "scores")
-            case "shard":
-                return ("experts",)
-            case "train_seed":
-                return ("weights",)
-            case "train_expert":
-                return ("config", "weights") if config.expert.collects else ()
-            case _:
-                return ()
 
 
 class Machine:
@@ -66,7 +50,7 @@ class Machine:
         self.speed = draw_speed(world, number) if shared.scenario.fleet.spread else 1.0
         self.line = shared.network.line(number)
         self.rng = world.stream("machine", number)
-        self.disk: dict[str, float] = {}  # unit -> fraction that its checkpoint has
+        self.disk: dict[str, Checkpoint] = {}  # by unit
         self.cache: dict[str, None] = {}  # digests of blobs that are at hand
         self.process: NodeProcess | None = None
         self.on = self.over = False

@@ -10,15 +10,23 @@ session.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from smalltalk_fed.core.catalogue import LONG, outputs_of
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
 from smalltalk_fed.simulation.contents import mean_share, output_refs, state_ref
 
 if TYPE_CHECKING:
     from smalltalk_fed.simulation.machine import Machine
 
-LONG = (UnitKind.TRAIN_EXPERT, UnitKind.TRAIN_SEED)
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a machine's disk has of a unit: how far it is, and from which step it came."""
+
+    fraction: float
+    from_step: int
 
 
 class Work:
@@ -39,6 +47,7 @@ class Work:
         self._position_s = 0.0  # how much of it is done
         self._computing_since: float | None = None
         self._since = 0.0
+        self._from_step = 0  # the step that this lineage was handed out at
         self._uploading_state = False
 
     # -------------------------------------------------------------------------- for the process
@@ -51,9 +60,12 @@ class Work:
         self._turn += 1
         self._since = self._world.now
         whole = Unit(unit.key, unit.inputs)
-        self._total_s = self._shared.scenario.work.of(whole, steps) * mean_share(manifest, unit)
-        begin = max(machine.disk.get(unit.unit_id, 0.0), unit.start_step / steps)
-        self._position_s = begin * self._total_s
+        reference_s = self._shared.scenario.work.of(whole, steps)
+        self._total_s = max(reference_s * mean_share(manifest, unit), 1e-3)
+        begun = Checkpoint(unit.start_step / steps, unit.start_step)
+        kept = machine.disk.get(unit.unit_id, begun)
+        begun = kept if kept.fraction > begun.fraction else begun
+        self._position_s, self._from_step = begun.fraction * self._total_s, begun.from_step
         self._fetch(self._turn)
 
     def stop(self, *, clean: bool) -> None:
@@ -138,7 +150,7 @@ class Work:
             self._uploading_state = False
             if turn == self._turn and self.unit is not None:
                 self._shared.blobs.put(ref)
-                figures = {"step": float(step), "from_step": float(unit.start_step)}
+                figures = {"step": float(step), "from_step": float(self._from_step)}
                 self._collected(Result(unit.unit_id, (ref,), figures))
 
         self._machine.line.transfer(ref.size, up=True, then=there)
@@ -150,8 +162,8 @@ class Work:
         self._count(self._total_s)
         self._position_s, self._computing_since = self._total_s, None
         if unit.key.kind in LONG:
-            machine.disk[unit.unit_id] = 1.0
-        names = self._shared.outputs_of(unit.key)
+            machine.disk[unit.unit_id] = Checkpoint(1.0, self._from_step)
+        names = outputs_of(self._shared.scenario.manifest, unit.key)
         refs = output_refs(self._shared.scenario.manifest, unit, names)
         new = [ref for ref in refs if ref.digest not in self._shared.blobs.sizes]
         for ref in refs:
@@ -174,7 +186,10 @@ class Work:
         self._turn += 1
         self.unit = None
         self._machine.at_result(unit)
-        self._done(Result(unit.unit_id, refs, {"tokens_per_s": self._machine.tokens_per_s}))
+        figures = {"tokens_per_s": self._machine.tokens_per_s}
+        if unit.key.kind is UnitKind.TRAIN_EXPERT:
+            figures["from_step"] = float(self._from_step)
+        self._done(Result(unit.unit_id, refs, figures))
 
     def _fail(self, reason: str) -> None:
         unit = self.unit
@@ -203,7 +218,8 @@ class Work:
                 elapsed_s = self._world.now - self._computing_since
                 whole_s = elapsed_s // every_s * every_s
                 kept_s = self._position_s + whole_s * self._machine.speed
-            self._machine.disk[unit.unit_id] = min(1.0, kept_s / self._total_s)
+            fraction = min(1.0, kept_s / self._total_s)
+            self._machine.disk[unit.unit_id] = Checkpoint(fraction, self._from_step)
         self._busy()
         self._turn += 1
         self._computing_since, self._uploading_state = None, False

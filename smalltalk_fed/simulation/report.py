@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from smalltalk_fed.simulation.invariants import Violation
-from smalltalk_fed.simulation.world import DAY_S
+from smalltalk_fed.simulation.world import DAY_S, START_S
 
 if TYPE_CHECKING:
     from smalltalk_fed.simulation.ideal import Ideal
@@ -63,8 +63,7 @@ def make_report(
     measures, host, world = run.measures, run.host, run.world
     elapsed_s = max(world.elapsed_s, 1.0)
     state = host.coordinator.state
-    over = state.entered_at.get("finished")
-    run_s = over - host.now() + world.elapsed_s if over is not None and run.finished else elapsed_s
+    run_s = (run.watch.finished_at or world.now) - START_S
     ages = sorted(measures.lease_ages_s)
     bytes_all = measures.message_bytes + measures.blob_up_bytes + measures.blob_down_bytes
     messages_peak, bytes_peak = measures.peaks()

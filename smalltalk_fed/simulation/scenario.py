@@ -90,6 +90,7 @@ class Scenario:
     policy: Policy = "chosen"
     faults: tuple[Fault, ...] = ()
     limit_s: float = 90 * DAY_S
+    sample_s: float = 3600.0  # between two looks from outside
     must_end: bool = True  # not to end within `limit_s` breaks a rule
     replay_every_events: int = 1000
     assumed: dict[str, str] = field(default_factory=dict)  # said beside the report
@@ -225,7 +226,7 @@ def under_faults(
         may_leave=may_leave,
     )
     experts = experts or drawn_experts
-    chunk = 4 * experts + 3
+    chunk = 20 * experts + 3
     config = parse_config(
         {
             "run": {
@@ -268,5 +269,6 @@ def under_faults(
         commit_s=commit_s,
         faults=plan if only is None else tuple(plan[i] for i in only if i < len(plan)),
         limit_s=DAY_S,
+        sample_s=20.0,
         replay_every_events=50,
     )

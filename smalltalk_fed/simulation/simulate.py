@@ -39,7 +39,6 @@ from smalltalk_fed.simulation.report import Report, make_report
 from smalltalk_fed.simulation.scenario import Scenario
 from smalltalk_fed.simulation.world import DAY_S, START_S, Trace, World
 
-_SAMPLE_S = 3600.0
 _OPERATOR = -1
 _OPERATOR_RETRY_S = 5.0
 _REPLACED_S = DAY_S  # the paper's fixed set of nodes: a spare machine comes after so long
@@ -116,7 +115,7 @@ class Simulation:
                 world.after(rng.uniform(0.1, 0.2 + scenario.fleet.arrive_within_s), machine.switch_on)
         for fault in scenario.faults:
             self._plan(fault)
-        world.after(_SAMPLE_S, self._sample)
+        world.after(scenario.sample_s, self._sample)
 
     def _begin_fixed(self) -> None:
         """The paper's: one machine an expert, always the same; a lost one is replaced."""
@@ -182,7 +181,7 @@ class Simulation:
     # ------------------------------------------------------------------------------- the end
 
     def _sample(self) -> None:
-        """Once an hour: what can only be seen from outside; and whether it is over."""
+        """Once in a while: what can only be seen from outside; and whether it is over."""
         world, coordinator = self.world, self.host.coordinator
         if self.host.up:
             phase = coordinator.state.phase
@@ -190,10 +189,11 @@ class Simulation:
                 world.stopped = True
                 return
             self._sample_leases()
-        self._ideal.sample(world.elapsed_s, _SAMPLE_S, self.machines)
+        sample_s = self.scenario.sample_s
+        self._ideal.sample(world.elapsed_s, sample_s, self.machines)
         if self._on_progress is not None:
             self._on_progress(world, self.host)
-        world.after(_SAMPLE_S, self._sample)
+        world.after(sample_s, self._sample)
 
     def _all_told(self) -> bool:
         """Whether every program that runs has learned that the run is over."""
@@ -215,7 +215,7 @@ class Simulation:
         self.host.check_replay()
         state = self.host.coordinator.state
         if self.scenario.must_end and not self.finished:
-            left = ", ".join(key.unit_id for key in state.open_units()) or "nothing"
+            left = ", ".join(key.unit_id for key in state.open) or "nothing"
             raise Violation(
                 Rule.ENDS,
                 f"after {self.world.elapsed_s / DAY_S:.2f} days it is {state.phase} "
