@@ -45,8 +45,9 @@ def test_only_so_many_questions_are_held_and_the_others_are_told_to_come_back() 
 def test_the_fastest_are_held() -> None:
     world = World(make_manifest())
     busy(world)
-    crowd(world, HELD_MAX, tokens_per_s=1.0)
+    crowd(world, HELD_MAX - 5, tokens_per_s=1.0)
     fast = crowd(world, 5, tokens_per_s=9.0)
+    crowd(world, 20, tokens_per_s=2.0)
     assert all(node.node_id in world.coordinator.leases.waiting for node in fast)
 
 

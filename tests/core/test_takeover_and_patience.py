@@ -78,9 +78,10 @@ def test_a_node_that_comes_back_in_time_goes_on_with_its_expert() -> None:
 def test_a_node_that_was_stopped_gives_its_lease_back_at_once_and_may_come_back() -> None:
     world, (a, b) = training()
     a.work(300.0)
+    world.advance(15.0)
     answer = world.answer(msg.Leave(a.node_id, 1, "stopped by its operator"))
     assert answer.released == ("train_expert/0",)
-    assert asks(b, 1000.0) == pytest.approx(300.0, abs=2.0)
+    assert asks(b, 1000.0) == pytest.approx(315.0, abs=2.0)
 
 
 def test_a_revoked_node_is_not_waited_for() -> None:
@@ -88,6 +89,18 @@ def test_a_revoked_node_is_not_waited_for() -> None:
     a.work(300.0)
     world.ask(msg.Revoke(a.node_id))
     asks(b, 2.0)
+    assert b.unit
+
+
+def test_a_node_revoked_after_a_restart_is_not_waited_for() -> None:
+    world, (a, b) = training()
+    a.work(300.0)
+    a.vanish()
+    world.restart()
+    world.ask(msg.Revoke(a.node_id))
+    b.join()
+    b.poll()
+    assert asks(b, 1000.0) == pytest.approx(LEASE_S, abs=2.0)
     assert b.unit
 
 
