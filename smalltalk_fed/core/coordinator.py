@@ -41,7 +41,7 @@ class Coordinator:
         state: HardState | None = None,
     ) -> None:
         self.state = state or HardState(manifest)
-        self.leases = Leases(manifest.config.run.lease_s, frozen_until)
+        self.leases = Leases(manifest.config.run.lease_s, frozen_until, now)
         self._now = now
         self._out = Outbox(self.state)
         self._dispatch = Dispatcher(self.state, self.leases, self._out)

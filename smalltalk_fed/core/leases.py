@@ -108,8 +108,9 @@ class Timers:
 class Leases:
     """All soft state of a run."""
 
-    def __init__(self, lease_s: float, frozen_until: float) -> None:
+    def __init__(self, lease_s: float, frozen_until: float, now: float) -> None:
         self.lease_s = lease_s
+        self.began = now  # of a node not heard of since, all before that is unknown
         self.frozen_until = frozen_until
         self.by_unit: dict[UnitKey, list[Lease]] = {}
         self.by_node: dict[str, Lease] = {}

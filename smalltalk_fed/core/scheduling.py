@@ -83,7 +83,7 @@ def kept_until(state: HardState, leases: Leases, key: UnitKey) -> float:
         kept = presence.seen + RESERVE_S
     started = state.started.get(key.unit_id)
     if started is not None:
-        heard = presence.seen if presence is not None else state.last_at
+        heard = presence.seen if presence is not None else leases.began
         collected = state.collected.get(key.unit_id)
         safe = max(started.at, collected[-1].at if collected else 0.0)
         patience_s = state.manifest.config.run.patience_s
