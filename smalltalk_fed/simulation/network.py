@@ -20,6 +20,7 @@ from smalltalk_fed.simulation.measures import Measures
 from smalltalk_fed.simulation.world import World
 
 _TRANSFER_RETRY_S = 30.0
+_OPERATOR = -1
 _RESET_NOTICED = 0.5  # of killed processes: the coordinator sees the connection break
 
 
@@ -172,5 +173,9 @@ class Network:
         self.server: Server
 
     def line(self, number: int) -> Line:
-        """The line of machine `number`; -1 is the operator's."""
+        """The line of machine `number`."""
         return Line(self._world, self, number, self._model)
+
+    def operator_line(self) -> Line:
+        """The operator sits beside the coordinator: nothing is lost there but the coordinator."""
+        return Line(self._world, self, _OPERATOR, sc.Network(latency_s=0.001))

@@ -155,8 +155,10 @@ class NodeProcess:
 
     def _ask(self, question: msg.Exchange) -> None:
         held = question.wants_work and question.working is None
-        poll_s = self._shared.scenario.manifest.config.run.poll_s
-        timeout_s = poll_s + POLL_MARGIN_S if held else HEARTBEAT_TIMEOUT_S
+        run = self._shared.scenario.manifest.config.run
+        # One lost heartbeat must not cost the lease.
+        heartbeat_timeout_s = min(HEARTBEAT_TIMEOUT_S, run.lease_s / 4)
+        timeout_s = run.poll_s + POLL_MARGIN_S if held else heartbeat_timeout_s
         self._question = question
         self._call = self._machine.line.call(
             question, timeout_s, self._answered, self._refused, self._lost

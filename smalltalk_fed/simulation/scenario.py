@@ -207,7 +207,7 @@ def under_faults(
     unit_s, lossy = rng.choice((10.0, 60.0, 200.0)), rng.random() < 0.6
     network = Network(
         latency_s=rng.choice((0.01, 0.1, 0.5)),
-        loss=rng.choice((0.01, 0.1, 0.2)) if lossy else 0.0,
+        loss=rng.choice((0.01, 0.05, 0.1)) if lossy else 0.0,
         duplicate=rng.choice((0.0, 0.05)) if lossy else 0.0,
         late=rng.choice((0.0, 0.05)) if lossy else 0.0,
         late_s=rng.choice((5.0, 60.0)),

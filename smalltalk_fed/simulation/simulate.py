@@ -39,7 +39,6 @@ from smalltalk_fed.simulation.report import Report, make_report
 from smalltalk_fed.simulation.scenario import Scenario
 from smalltalk_fed.simulation.world import DAY_S, START_S, Trace, World
 
-_OPERATOR = -1
 _OPERATOR_RETRY_S = 5.0
 _REPLACED_S = DAY_S  # the paper's fixed set of nodes: a spare machine comes after so long
 
@@ -71,7 +70,7 @@ class Simulation:
             Machine(world, self.shared, number, self._faults_of(number))
             for number in range(scenario.fleet.nodes)
         ]
-        self._operator = self.network.line(_OPERATOR)
+        self._operator = self.network.operator_line()
         self._ideal = Ideal(scenario)
         self._dormant = list(self.machines)
 
@@ -152,8 +151,8 @@ class Simulation:
                 end = START_S + fault.at_s + fault.for_s
                 world.at(end, self._set_disk, self.scenario.commit_s)
             case OperatorPauses():
-                world.at(START_S + fault.at_s, self._operate, msg.Pause("maintenance"))
-                world.at(START_S + fault.at_s + fault.for_s, self._operate, msg.Resume())
+                pause, resume = msg.Pause("maintenance"), (msg.Resume(),)
+                world.at(START_S + fault.at_s, self._operate, pause, fault.for_s, resume)
 
     def _machines(self, numbers: Sequence[int]) -> list[Machine]:
         return [self.machines[number] for number in numbers if number < len(self.machines)]
@@ -167,14 +166,18 @@ class Simulation:
         self.world.note(f"a commit takes {commit_s:g} s")
         self.host.commit_s = commit_s
 
-    def _operate(self, request: msg.Request) -> None:
-        """The operator asks, and asks again until somebody answers."""
+    def _operate(
+        self, request: msg.Request, then_s: float = 0.0, then: tuple[msg.Request, ...] = ()
+    ) -> None:
+        """The operator asks, again until there is an answer, and goes on with `then`."""
 
         def again() -> None:
-            self.world.after(_OPERATOR_RETRY_S, self._operate, request)
+            self.world.after(_OPERATOR_RETRY_S, self._operate, request, then_s, then)
 
         def done(answer: object) -> None:
-            """Answered; a refusal, such as to pause a run that is over, is one too."""
+            """A refusal is an answer too, such as to pause a run that is over."""
+            for following in then[:1]:
+                self.world.after(then_s, self._operate, following, then_s, then[1:])
 
         self._operator.call(request, 30.0, done, done, again)
 
