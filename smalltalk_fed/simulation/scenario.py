@@ -234,7 +234,7 @@ def under_faults(
                 "experts": experts,
                 "nodes_to_start": 1 + (nodes or drawn_nodes) // 4,
                 "lease_s": lease_s,
-                "poll_s": 10.0,
+                "poll_s": max(10.0, unit_s / 3),
                 "patience_s": patience_s,
                 "idle_wait_s": rng.choice((0.0, 30.0)),
                 "spare_copies": copies,
