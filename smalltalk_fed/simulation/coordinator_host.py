@@ -263,4 +263,3 @@ def _words(message: msg.Request, answer: msg.Answer) -> str:
         return f"{who} {type(message).__name__} {type(answer).__name__}"
     unit = answer.unit.unit_id if answer.unit else ""
     return f"{who} {unit}|{answer.accepted}|{answer.cancel}|{answer.stop}|{answer.wait_s:g}"
-

@@ -154,7 +154,9 @@ def draw_plan(
                 plan.append(NodeSleeps(node, at_s, for_s))
             case 8 | 9:
                 together = rng.randrange(1, 1 + nodes)
-                plan.append(Partition(tuple(sorted(rng.sample(range(nodes), together))), at_s, for_s))
+                plan.append(
+                    Partition(tuple(sorted(rng.sample(range(nodes), together))), at_s, for_s)
+                )
             case 10:
                 if rng.random() < 0.5:
                     plan.append(SlowDisk(at_s, for_s, rng.choice((1.0, 5.0, 1.5 * lease_s))))

@@ -215,7 +215,9 @@ class Watch:
             return
         if order.unit is not None:
             for ref in order.unit.inputs:
-                self._need(ref.digest in self._named, f"'{ref.name}' of {order.unit.unit_id} exists")
+                self._need(
+                    ref.digest in self._named, f"'{ref.name}' of {order.unit.unit_id} exists"
+                )
                 if ref.digest not in self._blobs.sizes:
                     raise Violation(
                         Rule.BLOBS, f"'{ref.name}' of {order.unit.unit_id}, given to {node_id}"
@@ -253,7 +255,9 @@ class Watch:
 
     def _need(self, durable: bool, what: str) -> None:
         if not durable:
-            raise Violation(Rule.COMMITTED, f"a node was told that {what}, and the disk has no such")
+            raise Violation(
+                Rule.COMMITTED, f"a node was told that {what}, and the disk has no such"
+            )
 
     def _check_round(self, event: ev.RoundAssigned) -> None:
         manifest = self._manifest
@@ -262,7 +266,9 @@ class Watch:
         wanted = np.sort(chunk_ids(seed, total, event.round - 1, count))
         found = [self._blobs.ids(ref.digest) for ref in event.shares]
         if not np.array_equal(np.sort(np.concatenate(found)), wanted):
-            raise Violation(Rule.ONE_SEGMENT, f"the shares of round {event.round} are not its chunk")
+            raise Violation(
+                Rule.ONE_SEGMENT, f"the shares of round {event.round} are not its chunk"
+            )
 
     def _check_segments(self, event: ev.SegmentsMade) -> None:
         found = np.sort(np.concatenate([self._blobs.ids(ref.digest) for ref in event.segments]))

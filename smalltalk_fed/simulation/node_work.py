@@ -231,4 +231,3 @@ class Work:
 
     def _busy(self) -> None:
         self._shared.measures.busy_s += self._world.now - self._since
-

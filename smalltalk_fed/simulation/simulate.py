@@ -111,7 +111,9 @@ class Simulation:
         else:
             rng = world.stream("arrivals")
             for machine in self.machines:
-                world.after(rng.uniform(0.1, 0.2 + scenario.fleet.arrive_within_s), machine.switch_on)
+                world.after(
+                    rng.uniform(0.1, 0.2 + scenario.fleet.arrive_within_s), machine.switch_on
+                )
         for fault in scenario.faults:
             self._plan(fault)
         world.after(scenario.sample_s, self._sample)
