@@ -178,6 +178,7 @@ class CoordinatorHost:
             self._world.note(f"{kind} {body}")
         self._watch.durable(ready.events)
         if crash is not None:
+            self._watch.check_replay(self.coordinator, self.rows, self._make)
             half = len(ready.replies) // 2
             sent = {CommitPoint.DURABLE: 0, CommitPoint.HALF_REPLIED: half}
             self._release(ready.replies[: sent.get(crash.point, len(ready.replies))], decided_at)

@@ -139,7 +139,7 @@ def volunteers(
                 "experts": experts,
                 "nodes_to_start": min(experts, max(1, nodes // 4)),
                 "lease_s": DAY_S if paper else 900.0,
-                "poll_s": 300.0,
+                "poll_s": 600.0,
                 "patience_s": DAY_S,
                 "idle_wait_s": 7200.0,
                 "spare_copies": 0 if paper else 1,
@@ -270,5 +270,5 @@ def under_faults(
         faults=plan if only is None else tuple(plan[i] for i in only if i < len(plan)),
         limit_s=DAY_S,
         sample_s=20.0,
-        replay_every_events=50,
+        replay_every_events=12,
     )
