@@ -268,7 +268,7 @@ def under_faults(
         network=Network() if calm else network,
         commit_s=commit_s,
         faults=plan if only is None else tuple(plan[i] for i in only if i < len(plan)),
-        limit_s=DAY_S,
+        limit_s=DAY_S / 2,
         sample_s=20.0,
         replay_every_events=12,
     )

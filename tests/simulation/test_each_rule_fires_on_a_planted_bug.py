@@ -131,9 +131,9 @@ def test_an_event_that_is_journaled_and_not_applied(monkeypatch: Plant) -> None:
 def test_a_host_that_answers_before_the_commit(monkeypatch: Plant) -> None:
     settle = CoordinatorHost._settle
 
-    def eager(self: CoordinatorHost, ready: Ready) -> None:
+    def eager(self: CoordinatorHost, ready: Ready, due: float | None) -> None:
         self._release(ready.replies, self._world.now)
-        settle(self, replace(ready, replies=[]))
+        settle(self, replace(ready, replies=[]), due)
 
     monkeypatch.setattr(CoordinatorHost, "_settle", eager)
     assert hunt().broken_rule == Rule.COMMITTED.name
