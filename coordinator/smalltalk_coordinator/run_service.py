@@ -119,11 +119,7 @@ class RunService(pb_grpc.RunServicer):
             limit = size_limit(self._host.manifest, name)
             upload = blobs.upload(announced.ref.digest, size, limit)
             try:
-                if upload.received != announced.offset:
-                    raise Refused(
-                        f"the upload begins at byte {announced.offset}, "
-                        f"{upload.received} bytes are here; ask BlobState and go on there"
-                    )
+                upload.go_on_at(announced.offset)
                 await asyncio.to_thread(upload.write, first.data)
                 async for part in request_iterator:
                     self._ledger.message(node_id, kind, "up", part.ByteSize())
