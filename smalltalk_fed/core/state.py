@@ -98,6 +98,7 @@ class HardState:
                 self._open = None
             case ev.SegmentsMade():
                 self.segments = event
+                self._open = None
             case ev.PhaseChanged():
                 self.paused_from = self.phase if event.phase is Phase.PAUSED else None
                 self.phase, self.reason = event.phase, event.reason

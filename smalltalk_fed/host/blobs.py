@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import DamagedBlob, Malformed, Refused
 from smalltalk_fed.host.uploads import Upload, Uploads
+
+log = logging.getLogger("smalltalk.blobs")
 
 PART_BYTES = 256 * 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -69,7 +72,9 @@ class BlobStore:
             WorldError: the disk refuses; nothing counts.
         """
         digest = hashlib.sha256(data).hexdigest()
-        if not self.has(digest):
+        try:
+            self.verify(digest)
+        except (Refused, DamagedBlob):
             self._uploads.write_own(digest, data)
         return BlobRef(name, digest, len(data))
 
@@ -150,9 +155,12 @@ class BlobStore:
     def drop(self, digest: str) -> None:
         """Remove the blob if it is there."""
         self._verified.pop(digest, None)
-        self.path(digest).unlink(missing_ok=True)
+        try:
+            self.path(digest).unlink(missing_ok=True)
+        except OSError as error:  # it costs space, no more
+            log.warning("blob %s can't be removed (%s)", digest[:12], error.strerror)
 
-    def lost(self, refs: tuple[BlobRef, ...]) -> list[str]:
+    def lost(self, refs: Iterable[BlobRef]) -> list[str]:
         """Digests of `refs` that are not there, or of another size: moved aside."""
         found = []
         for ref in refs:

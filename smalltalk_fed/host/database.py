@@ -30,7 +30,8 @@ _SCHEMA = (
     "CREATE TABLE snapshots (up_to INTEGER PRIMARY KEY, chain BLOB NOT NULL,"
     " sha256 BLOB NOT NULL, body BLOB NOT NULL)",
 )
-_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_MISMATCH")
+# The last is a table or column that is not there.
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_MISMATCH", "SQLITE_ERROR")
 
 
 class DamagedJournal(WorldError):

@@ -61,7 +61,7 @@ class JournalLike(Protocol):
         """Keep `data` as the state after event `up_to`."""
         ...
 
-    def snapshots(self) -> list[Snapshot]:
+    def snapshots(self) -> Iterator[Snapshot]:
         """The undamaged snapshots, newest first."""
         ...
 
@@ -167,18 +167,18 @@ class Journal:
         with self._turn, explained(self.path, "written"):
             write_snapshot(self._db, self.path, up_to, packed)
 
-    def snapshots(self) -> list[Snapshot]:
+    def snapshots(self) -> Iterator[Snapshot]:
         """The undamaged snapshots, newest first; a damaged one is logged.
 
         Raises:
             WorldError: the disk refuses.
         """
-        with self._turn, explained(self.path, "read"):
-            return list(good_snapshots(self._db, self.path))
+        with explained(self.path, "read"), reading(self.path) as db:
+            yield from good_snapshots(db, self.path)
 
     def latest_snapshot(self) -> Snapshot | None:
         """The newest undamaged snapshot, or None; raises as `snapshots`."""
-        return next(iter(self.snapshots()), None)
+        return next(self.snapshots(), None)
 
     def compact(self) -> int:
         """Move events that the older kept snapshot covers to the archive, in whole batches.
@@ -192,7 +192,7 @@ class Journal:
             DamagedJournal: an event is not what was written.
             WorldError: the disk refuses; every event is still there, once.
         """
-        snapshots = self.snapshots()
+        snapshots = list(self.snapshots())
         moved = 0
         if len(snapshots) == KEPT:
             while rows := self._next_batch(snapshots[-1].up_to):

@@ -58,7 +58,8 @@ class Uploads:
                 part.write_bytes(data)
                 self._settle(part, digest)
         except WorldError:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only disk; `clean` comes later
+                part.unlink(missing_ok=True)
             raise
 
     def clean(self) -> None:
@@ -172,5 +173,6 @@ def _disk() -> Iterator[None]:
         yield
     except OSError as error:
         raise WorldError(
-            f"a blob can't be written ({error.strerror}); make room on the disk"
+            f"a blob can't be written ({error.strerror}); make room on the disk and check "
+            "its permissions"
         ) from None

@@ -153,6 +153,25 @@ def test_a_late_result_counts_if_nobody_was_faster(world: World, node: Nodes) ->
     assert order and order.accepted == "router_round/0/1"
 
 
+def test_a_unit_that_is_finished_late_is_given_to_nobody_else(world: World, node: Nodes) -> None:
+    a, b = node("a"), node("b")
+    a.poll()
+    world.advance(25.0)  # its lease is over
+    a.poll(finished=a.result(), wants_work=False)
+    b.poll()
+    assert b.unit and b.unit.unit_id == "router_round/1/1"
+
+
+def test_a_revoked_node_does_not_count_as_one_that_joined() -> None:
+    world = World(make_manifest(nodes_to_start=2))
+    first = FakeNode(world, "first").enrol().join()
+    world.ask(msg.Revoke(first.node_id))
+    FakeNode(world, "second").enrol().join()
+    assert world.coordinator.state.phase is Phase.RECRUITING
+    FakeNode(world, "third").enrol().join()
+    assert world.coordinator.state.phase is Phase.ROUTING
+
+
 def test_a_result_said_again_is_accepted_again(world: World, node: Nodes) -> None:
     a = node("a")
     a.poll()
