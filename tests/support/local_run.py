@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def finish_run(
 
     async def work() -> dict[str, SigningKey]:
         journal = Journal(folder.journal)
-        host = Host(folder.manifest, journal, folder.blobs, SystemClock())
+        jobs = ThreadPoolExecutor(1)
+        host = Host(folder.manifest, journal, folder.blobs, SystemClock(), executor=jobs)
         doer = UnitDoer(folder.manifest, corpus)
         host.start()
         nodes = [LocalNode(host, doer, name) for name in names]
