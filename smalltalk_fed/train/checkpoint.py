@@ -36,6 +36,7 @@ from smalltalk_fed.train.state import TrainState
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+CHECKPOINTS = "checkpoints"  # folder in a unit's work folder
 STATE_FILE = "state.safetensors"
 META_FILE = "state.json"
 

@@ -24,18 +24,16 @@ from smalltalk_fed.errors import Malformed
 from smalltalk_fed.mixture.permutation import derive_key, training_order
 from smalltalk_fed.model.build import build_model, load_model
 from smalltalk_fed.model.state import state_from, state_to_file
-from smalltalk_fed.train.checkpoint import newest_step
 from smalltalk_fed.train.device import use_threads
 from smalltalk_fed.train.expert_plans import base_plan, expert_plan, seed_steps
 from smalltalk_fed.train.handing_out import HandOutPolicy, OnState
-from smalltalk_fed.train.lineage import Lineage, Start, begin_lineage, read_lineage
+from smalltalk_fed.train.lineage import FROM_THE_BEGINNING, Start, begin_lineage, own_training
 from smalltalk_fed.train.loop import train
 from smalltalk_fed.train.metrics import MetricsWriter
 from smalltalk_fed.train.parallel import ONE_PROCESS, World
 from smalltalk_fed.train.plan import Progress, Stopped, TrainPlan, TrainResult
 from smalltalk_fed.train.state import fingerprint
 from smalltalk_fed.train.units import (
-    CHECKPOINTS,
     OnProgress,
     ShouldStop,
     checkpoint_policy,
@@ -72,7 +70,7 @@ def train_expert(
     seed_parameters: bytes | Path | None,
     work_folder: Path,
     *,
-    start_step: int = 0,
+    start: Start = FROM_THE_BEGINNING,
     state: Path | None = None,
     device: torch.device | str = "cpu",
     on_progress: OnProgress | None = None,
@@ -83,21 +81,23 @@ def train_expert(
 ) -> tuple[Path, dict[str, float]]:
     """Train expert `expert` on its segment; return the weights' file and the figures.
 
-    `seed_parameters` are the seed model's weights where the run has one. With `start_step`
-    another node trained it so far and `state` are its weights then; if it was this very
-    folder's training, that goes on where it is. The weights lie in `work_folder`, and so do
-    checkpoints, from which a unit that was cut off goes on. `on_state` hears of the files of
-    weights that the run collects part-way. Figures over time go to `metrics_folder`, or there
-    too.
+    `seed_parameters` are the seed model's weights where the run has one. With a `start` it
+    was trained up to there, and `state` are its weights then; if it was this very folder's
+    training, that goes on where it is, and needs no state. The weights lie in `work_folder`,
+    and so do checkpoints, from which a unit that was cut off goes on. `on_state` hears of the
+    files of weights that the run collects part-way. Figures over time go to `metrics_folder`,
+    or there too.
     Raises Malformed when the state is not of this expert.
     """
     config, seeded = manifest.config, seed_parameters is not None
     on = torch.device(device)
     model = build_expert(manifest, "expert", expert)
-    plan = expert_plan(manifest, on, len(segment_ids), seeded=seeded, start_step=start_step)
-    if bool(start_step) != (state is not None) or not 0 <= start_step < plan.steps:
+    own = own_training(work_folder, start)
+    begun = (own.start if own is not None else start).step
+    plan = expert_plan(manifest, on, len(segment_ids), seeded=seeded, start_step=begun)
+    if not 0 <= start.step < plan.steps or (start.step > 0 and own is None and state is None):
         raise Malformed(
-            f"expert {expert} can't go on at step {start_step} of {plan.steps} "
+            f"expert {expert} can't go on at step {start.step} of {plan.steps} "
             f"{'with' if state else 'without'} the weights of then"
         )
     order = training_order(
@@ -107,12 +107,8 @@ def train_expert(
         "expert-order",
         expert,
     )
-    start = Start.of(start_step, state)
-    own = _own_training(work_folder, start)
     if own is not None:
-        begun = own.start.step
-        plan = expert_plan(manifest, on, len(segment_ids), seeded=seeded, start_step=begun)
-        run, at_least = own.run, start_step
+        run, at_least = own.run, start.step
     else:
         weights = state or seed_parameters
         if weights is not None:
@@ -125,7 +121,7 @@ def train_expert(
     if every:
         how = replace(how, hand_out=HandOutPolicy(every, work_folder, on_state))
     path, figures = _train(manifest, corpus, model, plan, order, how)
-    return path, figures | {"from_step": float(start_step)}
+    return path, figures | {"from_step": float(start.step)}
 
 
 def train_seed(
@@ -199,15 +195,6 @@ class _How:
     run: str = ""  # whose checkpoints; empty: what plan, order and start say
     at_least: int = 0  # step that a checkpoint has reached already
     hand_out: HandOutPolicy | None = None
-
-
-def _own_training(folder: Path, start: Start) -> Lineage | None:
-    """The folder's own training, if the weights of `start` came out of it and it got further."""
-    lineage = read_lineage(folder)
-    if lineage is None or start == lineage.start or not lineage.leads_to(start):
-        return None
-    newest = newest_step(folder / CHECKPOINTS, lineage.run)
-    return lineage if newest is not None and newest >= start.step else None
 
 
 def _train(

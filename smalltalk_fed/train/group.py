@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from smalltalk_fed.errors import WorldError
 from smalltalk_fed.train.device import choose_device
 from smalltalk_fed.train.handing_out import OnState, states_in
 from smalltalk_fed.train.inputs import Kind, TrainInputs
+from smalltalk_fed.train.lineage import Start
 from smalltalk_fed.train.parallel import Strategy, joined_world
 from smalltalk_fed.train.plan import Stopped
 from smalltalk_fed.train.units import OnProgress, ShouldStop
@@ -118,7 +120,7 @@ def train_in_group(
         "corpus": str(inputs.corpus.folder.resolve()),
         "expert": inputs.expert,
         "seed": _name(inputs.seed_parameters),
-        "start_step": inputs.start_step,
+        "start": asdict(inputs.start),
         "state": _name(inputs.state),
         "metrics": _name(metrics_folder),
         "strategy": strategy,
@@ -243,7 +245,7 @@ def work(folder: Path) -> None:
             request["expert"],
             np.load(segment, allow_pickle=False) if segment.exists() else None,
             _path(request["seed"]),
-            request["start_step"],
+            Start(**request["start"]),
             _path(request["state"]),
         )
         result: dict[str, Any]

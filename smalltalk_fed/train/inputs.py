@@ -11,6 +11,7 @@ import numpy as np
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.train.experts import dense_baseline, train_expert, train_seed
+from smalltalk_fed.train.lineage import FROM_THE_BEGINNING, Start
 
 Kind = Literal["expert", "seed", "dense"]
 
@@ -19,7 +20,7 @@ Kind = Literal["expert", "seed", "dense"]
 class TrainInputs:
     """What is trained, on what, from what.
 
-    `expert`, `segment_ids`, `seed_parameters`, and `start_step` with `state` are an expert's.
+    `expert`, `segment_ids`, `seed_parameters`, and `start` with `state` are an expert's.
     """
 
     kind: Kind
@@ -29,7 +30,7 @@ class TrainInputs:
     expert: int = 0
     segment_ids: np.ndarray | None = None
     seed_parameters: Path | None = None
-    start_step: int = 0
+    start: Start = FROM_THE_BEGINNING
     state: Path | None = None
 
     def train(self, *, on_state: Any = None, **how: Any) -> tuple[Path, dict[str, float]]:
@@ -47,7 +48,7 @@ class TrainInputs:
             self.segment_ids,
             self.seed_parameters,
             self.work_folder,
-            start_step=self.start_step,
+            start=self.start,
             state=self.state,
             on_state=on_state,
             **how,

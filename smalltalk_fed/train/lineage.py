@@ -10,12 +10,12 @@ that all processes of a group decide the same.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from smalltalk_fed.model.state import write_atomically
+from smalltalk_fed.train.checkpoint import CHECKPOINTS, newest_step
 
 LINEAGE_FILE = "lineage.json"
 
@@ -27,13 +27,8 @@ class Start:
     step: int = 0
     state: str = ""
 
-    @classmethod
-    def of(cls, step: int, state: Path | None) -> Start:
-        """Return the start that a unit names."""
-        if state is None:
-            return cls(step)
-        with state.open("rb") as file:
-            return cls(step, hashlib.file_digest(file, "sha256").hexdigest())
+
+FROM_THE_BEGINNING = Start()
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,18 @@ def read_lineage(folder: Path) -> Lineage | None:
         return Lineage(start, str(table["run"]), handed_out)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def own_training(folder: Path, start: Start) -> Lineage | None:
+    """Return the folder's own training if the weights of `start` came out of it and it got further.
+
+    Whoever has it needs no weights to go on.
+    """
+    lineage = read_lineage(folder)
+    if lineage is None or start == lineage.start or not lineage.leads_to(start):
+        return None
+    newest = newest_step(folder / CHECKPOINTS, lineage.run)
+    return lineage if newest is not None and newest >= start.step else None
 
 
 def begin_lineage(folder: Path, start: Start, run: str) -> None:

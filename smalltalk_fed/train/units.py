@@ -33,7 +33,7 @@ from smalltalk_fed.mixture.permutation import (
 from smalltalk_fed.mixture.scores import encode_scores
 from smalltalk_fed.model.build import build_model
 from smalltalk_fed.model.state import state_from_bytes, state_to_bytes
-from smalltalk_fed.train.checkpoint import CheckpointPolicy
+from smalltalk_fed.train.checkpoint import CHECKPOINTS, CheckpointPolicy
 from smalltalk_fed.train.device import train_dtype, use_threads
 from smalltalk_fed.train.loop import train
 from smalltalk_fed.train.plan import Progress, Stopped, TrainPlan, TrainResult
@@ -42,7 +42,6 @@ from smalltalk_fed.train.scoring import score, score_one
 OnProgress = Callable[[float, dict[str, float]], None]  # fraction 0..1, figures
 ShouldStop = Callable[[], bool]
 
-CHECKPOINTS = "checkpoints"  # folder in a unit's work folder
 ROUTER_WARMUP_STEPS = 5  # of every round, where the configuration gives none
 
 

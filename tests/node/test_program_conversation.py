@@ -44,7 +44,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "JOIN_FIRST_S", 0.01)
     monkeypatch.setattr(program_module, "LOOK_EVERY_S", 0.02)
     monkeypatch.setattr("smalltalk_fed.core.session.RETRY_FIRST_S", 0.01)
-    monkeypatch.setattr("smalltalk_node.worker.RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr("smalltalk_node.patience.RETRY_FIRST_S", 0.01)
 
 
 class Stage:

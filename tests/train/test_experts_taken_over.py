@@ -11,10 +11,10 @@ import torch
 from smalltalk_fed.errors import Malformed, WorldError
 from smalltalk_fed.mixture.permutation import training_order
 from smalltalk_fed.model.state import state_from_file, state_to_bytes
-from smalltalk_fed.train import experts
+from smalltalk_fed.train import lineage as lineages
 from smalltalk_fed.train.expert_plans import base_plan, expert_plan
 from smalltalk_fed.train.experts import build_expert, train_expert
-from smalltalk_fed.train.lineage import note_handed_out, read_lineage
+from smalltalk_fed.train.lineage import Start, note_handed_out, read_lineage
 from smalltalk_fed.train.loop import train
 from smalltalk_fed.train.plan import Stopped
 
@@ -57,10 +57,21 @@ def manifest(make_run):
 def go(manifest, corpus, tmp_path):
     """Train expert 1 in a folder of `tmp_path`."""
 
-    def run(name="work", should_stop=_written, **more):
+    def run(name="work", should_stop=_written, start_step=0, state=None, digest="", **more):
         folder = tmp_path / name
+        if state is not None:
+            digest = hashlib.sha256(state.read_bytes()).hexdigest()
         return train_expert(
-            manifest, corpus, 1, SEGMENT, None, folder, should_stop=should_stop, **more
+            manifest,
+            corpus,
+            1,
+            SEGMENT,
+            None,
+            folder,
+            start=Start(start_step, digest),
+            state=state,
+            should_stop=should_stop,
+            **more,
         )
 
     return run
@@ -145,9 +156,8 @@ def test_who_handed_the_state_out_goes_on_from_its_own_later_checkpoint(states, 
         go(on_state=mine, should_stop=_stop_after(6))
     assert mine.states[4].read_bytes() == collected[4].read_bytes()
     steps = []
-    path, figures = go(
-        start_step=4, state=mine.states[4], should_stop=lambda: bool(steps.append(1))
-    )
+    digest = hashlib.sha256(mine.states[4].read_bytes()).hexdigest()
+    path, figures = go(start_step=4, digest=digest, should_stop=lambda: bool(steps.append(1)))
     assert len(steps) == 6  # from step 6 on
     assert path.read_bytes() == whole.read_bytes()
     assert (figures["from_step"], figures["steps"]) == (4, 12)
@@ -204,14 +214,14 @@ def test_a_checkpoint_that_is_gone_when_it_is_read_is_an_error_not_another_start
 ):
     with pytest.raises(Stopped):
         go(on_state=Collector(tmp_path / "m", tmp_path / "work"), should_stop=_stop_after(6))
-    monkeypatch.setattr(experts, "newest_step", lambda folder, run: 6)
+    monkeypatch.setattr(lineages, "newest_step", lambda folder, run: 6)
     for file in tmp_path.glob("work/checkpoints/*/state.safetensors"):
         file.write_bytes(b"")
     with pytest.raises(WorldError, match="can't be read any more"):
         go(start_step=4, state=states[0][4])
 
 
-@pytest.mark.parametrize(("start_step", "has_state"), [(4, False), (0, True), (12, True)])
+@pytest.mark.parametrize(("start_step", "has_state"), [(4, False), (12, True), (-1, True)])
 def test_a_start_that_makes_no_sense_is_said(states, go, start_step, has_state):
     state = states[0][4] if has_state else None
     with pytest.raises(Malformed, match=f"can't go on at step {start_step} of 12"):
