@@ -116,7 +116,10 @@ class Program:
                     self._incarnation,
                     self._woken.set,
                 )
-                return self._converse(worker, manifest)
+                reason = self._converse(worker, manifest)
+                worker.stop(END_S)
+                worker.run_finished()
+                return reason
             except SmalltalkError as error:
                 self._records.end(str(error), self._ledger)
                 raise
@@ -158,7 +161,6 @@ class Program:
                 self._records.end(todo.end, self._ledger)
                 if todo.failed:
                     raise Refused(f"no more work here: {todo.end}")
-                worker.run_finished()
                 return todo.end
             self._show(worker)
         raise KeyboardInterrupt

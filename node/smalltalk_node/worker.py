@@ -137,8 +137,9 @@ class Worker:
         forget_unit(self._place, unit)
 
     def run_finished(self) -> None:
-        """No checkpoint is needed any more."""
-        forget_run(self._place)
+        """No checkpoint is needed any more; call it when this has stopped."""
+        if not self._thread.is_alive():
+            forget_run(self._place)
 
     def stop(self, wait_s: float) -> None:
         """Stop everything; wait for the thread so long at the most."""
