@@ -15,8 +15,10 @@ from google.protobuf.message import Message
 from smalltalk_coordinator.calls import abort, caller, counted, served
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import known
-from smalltalk_fed.core.units import UnitKey
-from smalltalk_fed.errors import Malformed, OurError, Refused, SmalltalkError
+from smalltalk_fed.core.catalogue import outputs_of, size_limit
+from smalltalk_fed.core.handout import handed_out_from, unit
+from smalltalk_fed.core.units import Result, UnitKey
+from smalltalk_fed.errors import Malformed, Refused, SmalltalkError
 from smalltalk_fed.host.blobs import Upload
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
@@ -62,8 +64,9 @@ class RunService(pb_grpc.RunServicer):
         """What the node did and does; the next order. Held while there is nothing to do."""
         node_id = caller(context, self._host.clock)
         exchange = convert.exchange_from_proto(node_id, request)
-        if exchange.finished:
-            self._check_signature(exchange)
+        for result in (exchange.finished, exchange.collected):
+            if result is not None:
+                self._check_signature(exchange, result)
         order = await self._host.ask(exchange)
         assert isinstance(order, msg.Order)
         reply = convert.order_to_proto(order)
@@ -113,14 +116,10 @@ class RunService(pb_grpc.RunServicer):
             blobs = self._host.blobs
             if blobs.has(announced.ref.digest):
                 return pb.BlobStateReply(received=size, complete=True)
-            limit = self._host.coordinator.state.size_limit(name)
+            limit = size_limit(self._host.manifest, name)
             upload = blobs.upload(announced.ref.digest, size, limit)
             try:
-                if upload.received != announced.offset:
-                    raise Refused(
-                        f"the upload begins at byte {announced.offset}, "
-                        f"{upload.received} bytes are here; ask BlobState and go on there"
-                    )
+                upload.go_on_at(announced.offset)
                 await asyncio.to_thread(upload.write, first.data)
                 async for part in request_iterator:
                     self._ledger.message(node_id, kind, "up", part.ByteSize())
@@ -140,6 +139,7 @@ class RunService(pb_grpc.RunServicer):
             digest = digest_from_proto(request.digest)
             kind = kind_of(request.name[:40])
             self._ledger.message(node_id, kind, "up", request.ByteSize())
+            await self._verified(digest)
             for data in self._host.blobs.parts(digest, request.offset):
                 part = pb.BlobPart(data=data)
                 self._ledger.message(node_id, kind, "down", part.ByteSize())
@@ -154,20 +154,25 @@ class RunService(pb_grpc.RunServicer):
         known(self._host.coordinator.state, node_id)  # a revoked node is refused here too
         return node_id
 
+    async def _verified(self, digest: str) -> None:
+        """Nothing wrong leaves; what is damaged or gone is made anew if the run needs it."""
+        try:
+            await asyncio.to_thread(self._host.blobs.verify, digest)
+        except SmalltalkError:
+            self._host.blob_lost(digest)
+            raise
+
     def _wanted(self, upload: convert.Upload) -> None:
         """Whether the run has any use for this blob."""
         state = self._host.coordinator.state
         key = UnitKey.parse(upload.unit_id)
-        if upload.ref.name not in state.outputs_of(key):
+        if upload.ref.name not in outputs_of(state.manifest, key):
             raise Malformed(f"{upload.unit_id} has no output '{upload.ref.name[:40]}'")
         if not state.in_phase(key) and not state.is_finished(key):
             raise Refused(f"{upload.unit_id} is not part of the run's present phase")
 
-    def _check_signature(self, exchange: msg.Exchange) -> None:
+    def _check_signature(self, exchange: msg.Exchange, result: Result) -> None:
         """The result must be signed with the key that the node registered at Join."""
-        result = exchange.finished
-        if result is None:
-            raise OurError("no result to check; this is a bug")
         state = self._host.coordinator.state
         key = UnitKey.parse(result.unit_id)
         node = known(state, exchange.node_id)
@@ -175,12 +180,15 @@ class RunService(pb_grpc.RunServicer):
             return  # said again; it changes nothing
         if not state.in_phase(key):
             raise Refused(f"{result.unit_id} is not part of the run's present phase")
+        begun = int(result.figures.get("from_step", 0.0))
+        if not handed_out_from(state, key, begun):
+            raise Refused(f"{result.unit_id} was never handed out to begin at step {begun}")
         verify_result(
             bytes.fromhex(node.signing_key),
             self._host.manifest.run_id,
             exchange.node_id,
             exchange.incarnation,
-            state.unit(key),
+            unit(state, key, begun),
             result,
         )
 
