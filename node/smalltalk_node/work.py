@@ -200,7 +200,7 @@ class _Work:
         )
         config = expert_config(self.manifest)
         kept = self._keep_expert(weights, config)
-        if self.manifest.config.expert.collect == "never":
+        if not self.manifest.config.expert.collects:
             return Done({}, figures)
         return Done({"config": config, "weights": kept}, figures)
 

@@ -56,6 +56,18 @@ class RunSection(Section):
     poll_s: float = Field(
         default=30.0, ge=0.5, le=600.0, description="How long an idle node's question is held."
     )
+    patience_s: float = Field(
+        default=86400.0,
+        ge=0.0,
+        description="Longest time that an expert is kept for the vanished node that has its "
+        "checkpoint; less if redoing the lost work takes less.",
+    )
+    idle_wait_s: float = Field(
+        default=600.0,
+        ge=0.0,
+        le=86400.0,
+        description="Longest time between two questions of a node that is not needed now.",
+    )
     spare_copies: int = Field(
         default=1, ge=0, le=4, description="Copies of a straggler's unit that free nodes may take."
     )
@@ -133,20 +145,36 @@ class ExpertSection(Section):
         default=1, ge=1, description="Parts that a batch is computed in, one after the other."
     )
     optimizer: ExpertOptimizer = ExpertOptimizer()
-    collect: Literal["final", "never"] = Field(
-        default="final", description="Whether finished experts travel to the coordinator."
+    collect: str = Field(
+        default="final",
+        pattern=r"^(never|final|every [1-9][0-9]{0,8} steps)$",
+        description="Whether experts' weights travel to the coordinator: 'never', 'final', or "
+        "'every N steps', so that another node can go on where a vanished one was.",
     )
     weights_bytes_max: int = Field(
         default=0, ge=0, description="Largest upload of an expert; 0 = what its shape implies."
     )
+
+    @property
+    def collects(self) -> bool:
+        """Whether finished experts travel to the coordinator."""
+        return self.collect != "never"
+
+    @property
+    def collect_every_steps(self) -> int:
+        """Steps between two collections of an unfinished expert; 0: only the finished one."""
+        words = self.collect.split()
+        return int(words[1]) if len(words) == 3 else 0
 
 
 class AssignmentSection(Section):
     """[assignment]: how a chunk is divided."""
 
     method: Literal["paper", "regret", "optimal"] = "optimal"
-    capacity: Literal["equal"] | list[float] = Field(
-        default="equal", description="'equal', or one positive weight per expert."
+    capacity: Literal["equal", "throughput"] | list[float] = Field(
+        default="equal",
+        description="An expert's share of the text: 'equal' (the paper's), 'throughput' (by the "
+        "measured speed of the node that has it), or one positive weight per expert.",
     )
 
 
@@ -163,6 +191,13 @@ class ComputeSection(Section):
         default="auto", description="'auto': torch.compile on a GPU."
     )
     checkpoint_s: float = Field(default=300.0, gt=0, description="Seconds between checkpoints.")
+    checkpoint_share: float = Field(
+        default=0.02,
+        gt=0,
+        le=1,
+        description="Largest share of the time that checkpoints may take; they come more rarely "
+        "where they cost more.",
+    )
 
 
 class RunConfig(Section):

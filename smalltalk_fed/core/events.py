@@ -107,6 +107,30 @@ class UnitRejected:
 
 
 @dataclass(frozen=True)
+class UnitStarted:
+    """A long unit was given to this node, which has its local checkpoints from now on."""
+
+    at: float
+    unit_id: str
+    node_id: str
+
+
+@dataclass(frozen=True)
+class WeightsCollected:
+    """An unfinished expert's weights at `step` are here; whoever takes it over goes on there."""
+
+    at: float
+    unit_id: str
+    node_id: str
+    incarnation: int
+    step: int
+    from_step: int
+    outputs: tuple[BlobRef, ...]
+    figures: dict[str, float]
+    signature: str
+
+
+@dataclass(frozen=True)
 class SegmentsMade:
     """Every training sequence belongs to one expert: one id list per expert."""
 
@@ -125,6 +149,8 @@ Event = (
     | RoundAssigned
     | UnitAccepted
     | UnitRejected
+    | UnitStarted
+    | WeightsCollected
     | SegmentsMade
 )
 
@@ -140,6 +166,8 @@ _KINDS: dict[str, type] = {
         RoundAssigned,
         UnitAccepted,
         UnitRejected,
+        UnitStarted,
+        WeightsCollected,
         SegmentsMade,
     )
 }

@@ -128,7 +128,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a node has done and is doing; `wants_work` asks for the next order."""
+    """What a node has done and is doing; `wants_work` asks for the next order.
+
+    `collected` is the state of the expert that is `working`: its weights at the figure "step",
+    reached from "from_step" on; signed like a finished unit.
+    """
 
     node_id: str
     incarnation: int
@@ -136,6 +140,7 @@ class Exchange:
     finished: Result | None = None
     failed: Failure | None = None
     wants_work: bool = True
+    collected: Result | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,7 @@ class Order:
     failed: bool = False  # with stop: the run failed, or the node was shut out
     heartbeat_s: float = 30.0  # say something again after so long
     wait_s: float = 0.0  # before the next question
+    collected: int = 0  # step of the state that came with the question and is kept now
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,7 @@ class AssignJob:
     job_id: str
     round: int
     scores: tuple[BlobRef, ...] = ()
+    weights: tuple[float, ...] = ()  # of the experts' shares; empty: as configured
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,7 @@ class SegmentsJob:
 
     job_id: str
     shards: tuple[BlobRef, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 Job = AssignJob | SegmentsJob

@@ -43,6 +43,7 @@ class Session:
     _heartbeat_s: float = 30.0
     _result: Result | None = None
     _failure: Failure | None = None
+    _collected: Result | None = None
     _fraction: float = 0.0
     _figures: dict[str, float] = field(default_factory=dict)
 
@@ -56,7 +57,13 @@ class Session:
             )
         else:
             working = Working(self.unit.unit_id, self._fraction, dict(self._figures))
-            question = Exchange(self.node_id, self.incarnation, working=working, wants_work=False)
+            question = Exchange(
+                self.node_id,
+                self.incarnation,
+                working=working,
+                wants_work=False,
+                collected=self._collected,
+            )
         self._asking = question
         return Todo(say=question)
 
@@ -69,6 +76,8 @@ class Session:
         question, self._asking, self._failed_tries = self._asking, None, 0
         self._heartbeat_s, self.reason = order.heartbeat_s, order.reason
         drop = ""
+        if question and question.collected is self._collected:
+            self._collected = None  # kept, or not wanted; the next one will be newer
         if question and question.finished and order.accepted == question.finished.unit_id:
             self._forget_unit(question.finished.unit_id)
         if question and question.failed:
@@ -103,6 +112,9 @@ class Session:
             self._result = None
             self._failure = Failure(question.finished.unit_id, f"result refused: {reason}")
             return Todo()
+        if question and question.collected:
+            self._collected = None  # the unit itself may be fine; the next heartbeat shows
+            return Todo()
         unit_id = self.unit.unit_id if self.unit else ""
         self._forget_unit(unit_id)
         return Todo(drop=unit_id)
@@ -110,6 +122,11 @@ class Session:
     def progress(self, fraction: float, figures: dict[str, float]) -> None:
         """What the next heartbeat says of the unit in work."""
         self._fraction, self._figures = fraction, figures
+
+    def collect(self, state: Result, now: float) -> None:
+        """The unit's weights part-way are uploaded; the next heartbeat says so, at once."""
+        if self._busy and self.unit and self.unit.unit_id == state.unit_id:
+            self._collected, self._next_at = state, now
 
     def finish(self, result: Result, now: float) -> None:
         """The unit is done and its outputs are uploaded."""
@@ -127,4 +144,4 @@ class Session:
 
     def _forget_unit(self, unit_id: str) -> None:
         if self.unit and self.unit.unit_id == unit_id:
-            self.unit = self._result = self._failure = None
+            self.unit = self._result = self._failure = self._collected = None

@@ -214,7 +214,7 @@ class HardState:
                         "routed", self._output(UnitKey(UnitKind.SHARD, index=HELDOUT), "experts")
                     )
                 )
-                if self.manifest.config.expert.collect != "never":
+                if self.manifest.config.expert.collects:
                     trained = UnitKey(UnitKind.TRAIN_EXPERT, key.expert)
                     inputs += [self._output(trained, "config"), self._output(trained, "weights")]
         return Unit(key, tuple(inputs))
@@ -230,7 +230,7 @@ class HardState:
             case UnitKind.TRAIN_SEED:
                 return ("weights",)
             case UnitKind.TRAIN_EXPERT:
-                collected = self.manifest.config.expert.collect != "never"
+                collected = self.manifest.config.expert.collects
                 return ("config", "weights") if collected else ()
             case _:
                 return ()
@@ -269,7 +269,7 @@ class HardState:
 
     def pinned(self, key: UnitKey) -> bool:
         """Whether only the holder can do this unit: the expert never left its node."""
-        return key.kind is UnitKind.EVALUATE and self.manifest.config.expert.collect == "never"
+        return key.kind is UnitKind.EVALUATE and not self.manifest.config.expert.collects
 
     def released_by(self, event: ev.Event) -> tuple[str, ...]:
         """Digests that nothing needs any more once `event` is applied.

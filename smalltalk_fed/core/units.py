@@ -83,10 +83,16 @@ class BlobRef:
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit with all that a node needs to do it."""
+    """A unit with all that a node needs to do it.
+
+    `start_step` > 0: an expert goes on at this step from the input "state", the weights that
+    were collected there. `weights`: the experts' shares of a slice; empty: as configured.
+    """
 
     key: UnitKey
     inputs: tuple[BlobRef, ...] = ()
+    start_step: int = 0
+    weights: tuple[float, ...] = ()
 
     @property
     def unit_id(self) -> str:

@@ -160,12 +160,14 @@ def exchange_to_proto(exchange: msg.Exchange) -> pb.ExchangeRequest:
     if exchange.failed:
         request.failed.unit_id = exchange.failed.unit_id
         request.failed.reason = cut(exchange.failed.reason)
+    if exchange.collected:
+        request.collected.CopyFrom(result_to_proto(exchange.collected))
     return request
 
 
 def exchange_from_proto(node_id: str, request: pb.ExchangeRequest) -> msg.Exchange:
     """`node_id` comes from the certificate. Raises Malformed or TooLarge."""
-    working = finished = failed = None
+    working = finished = failed = collected = None
     if request.HasField("working"):
         said = request.working
         working = msg.Working(
@@ -180,6 +182,8 @@ def exchange_from_proto(node_id: str, request: pb.ExchangeRequest) -> msg.Exchan
             unit_id_text(request.failed.unit_id),
             text(request.failed.reason, MAX_REASON_CHARS, "the reason"),
         )
+    if request.HasField("collected"):
+        collected = result_from_proto(request.collected)
     return msg.Exchange(
         node_id,
         integer(request.incarnation, "the incarnation"),
@@ -187,6 +191,7 @@ def exchange_from_proto(node_id: str, request: pb.ExchangeRequest) -> msg.Exchan
         finished,
         failed,
         request.wants_work,
+        collected,
     )
 
 
@@ -200,6 +205,7 @@ def order_to_proto(order: msg.Order) -> pb.ExchangeReply:
         failed=order.failed,
         heartbeat_s=order.heartbeat_s,
         wait_s=order.wait_s,
+        collected=order.collected,
     )
     if order.unit:
         reply.unit.CopyFrom(unit_to_proto(order.unit))
@@ -217,6 +223,7 @@ def order_from_proto(reply: pb.ExchangeReply) -> msg.Order:
         failed=reply.failed,
         heartbeat_s=number(reply.heartbeat_s, "the heartbeat", 0.01, 86400.0),
         wait_s=number(reply.wait_s, "the wait", 0.0, 86400.0),
+        collected=integer(reply.collected, "the collected step"),
     )
 
 

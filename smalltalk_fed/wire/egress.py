@@ -69,6 +69,8 @@ DESCRIPTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("ExchangeRequest", "finished"): ("the unit that is done", ""),
     ("ExchangeRequest", "failed"): ("the unit that could not be done", ""),
     ("ExchangeRequest", "wants_work"): ("whether the next unit is asked for", "1 byte"),
+    ("ExchangeRequest", "collected"): (
+        "the state of the expert in work, if the run collects it every N steps", ""),
     ("Working", "unit_id"): (_UNIT, _NAME),
     ("Working", "fraction"): ("part that is done, 0 to 1", _NUMBER),
     ("Working", "figures"): ("mean loss, step, tokens a second",
@@ -110,8 +112,9 @@ BLOBS: dict[str, tuple[str, str, str]] = {
                 "1 or 2 bytes a sequence"),
     "config": ("train_expert: once, if the run collects experts",
                "shape of the expert, config.json", "about 1 KiB"),
-    "weights": ("train_expert and train_seed: once, if the run collects experts or has a seed",
-                "weights of the trained model", "4 bytes a parameter"),
+    "weights": ("train_expert and train_seed: at the end, if the run collects experts or has a "
+                "seed; every N steps, if the run collects so",
+                "weights of the model", "4 bytes a parameter"),
 }  # fmt: skip
 
 
@@ -172,4 +175,4 @@ def _blob_rows(manifest: RunManifest | None) -> Iterator[EgressRow]:
 def _weights_leave(manifest: RunManifest, name: str) -> bool:
     """Whether this run collects experts, or has a seed model (that has no config of its own)."""
     expert = manifest.config.expert
-    return expert.collect != "never" or (name == "weights" and expert.init == "seed")
+    return expert.collects or (name == "weights" and expert.init == "seed")

@@ -106,6 +106,8 @@ def _result_statement(
         "incarnation": incarnation,
         "unit": result.unit_id,
         "inputs": [_blob(ref) for ref in unit.inputs],
+        "start_step": unit.start_step,
+        "weights": [float(weight) for weight in unit.weights],
         "outputs": [_blob(ref) for ref in result.outputs],
         # As they travel: an integer that a node put in arrives as a float.
         "figures": {name: float(value) for name, value in result.figures.items()},

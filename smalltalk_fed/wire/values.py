@@ -126,13 +126,22 @@ def figures_from_proto(figures: Sequence[pb.Figure]) -> dict[str, float]:
 
 def unit_to_proto(unit: Unit) -> pb.Unit:
     """A work unit and its inputs."""
-    return pb.Unit(unit_id=unit.unit_id, inputs=[blob_to_proto(ref) for ref in unit.inputs])
+    return pb.Unit(
+        unit_id=unit.unit_id,
+        inputs=[blob_to_proto(ref) for ref in unit.inputs],
+        start_step=unit.start_step,
+        weights=unit.weights,
+    )
 
 
 def unit_from_proto(unit: pb.Unit) -> Unit:
     """Raises Malformed or TooLarge."""
     key = UnitKey.parse(unit_id_text(unit.unit_id))
-    return Unit(key, _blobs(unit.inputs, MAX_INPUTS, "a work unit"))
+    if len(unit.weights) > MAX_EXPERTS:
+        raise TooLarge(f"a work unit has {len(unit.weights)} shares; at most {MAX_EXPERTS} can be")
+    weights = tuple(number(weight, "an expert's share", 0.0) for weight in unit.weights)
+    inputs = _blobs(unit.inputs, MAX_INPUTS, "a work unit")
+    return Unit(key, inputs, integer(unit.start_step, "the first step"), weights)
 
 
 def result_to_proto(result: Result) -> pb.Result:

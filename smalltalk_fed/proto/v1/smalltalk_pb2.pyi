@@ -111,12 +111,16 @@ class Figure(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Unit(_message.Message):
-    __slots__ = ("unit_id", "inputs")
+    __slots__ = ("unit_id", "inputs", "start_step", "weights")
     UNIT_ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    START_STEP_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     unit_id: str
     inputs: _containers.RepeatedCompositeFieldContainer[BlobRef]
-    def __init__(self, unit_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ...) -> None: ...
+    start_step: int
+    weights: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, unit_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ..., start_step: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("unit_id", "outputs", "figures", "signature")
@@ -149,21 +153,23 @@ class Failure(_message.Message):
     def __init__(self, unit_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ExchangeRequest(_message.Message):
-    __slots__ = ("incarnation", "working", "finished", "failed", "wants_work")
+    __slots__ = ("incarnation", "working", "finished", "failed", "wants_work", "collected")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     WORKING_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     WANTS_WORK_FIELD_NUMBER: _ClassVar[int]
+    COLLECTED_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     working: Working
     finished: Result
     failed: Failure
     wants_work: bool
-    def __init__(self, incarnation: _Optional[int] = ..., working: _Optional[_Union[Working, _Mapping]] = ..., finished: _Optional[_Union[Result, _Mapping]] = ..., failed: _Optional[_Union[Failure, _Mapping]] = ..., wants_work: bool = ...) -> None: ...
+    collected: Result
+    def __init__(self, incarnation: _Optional[int] = ..., working: _Optional[_Union[Working, _Mapping]] = ..., finished: _Optional[_Union[Result, _Mapping]] = ..., failed: _Optional[_Union[Failure, _Mapping]] = ..., wants_work: bool = ..., collected: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
 
 class ExchangeReply(_message.Message):
-    __slots__ = ("reason", "accepted", "cancel", "unit", "stop", "heartbeat_s", "wait_s", "failed")
+    __slots__ = ("reason", "accepted", "cancel", "unit", "stop", "heartbeat_s", "wait_s", "failed", "collected")
     REASON_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +178,7 @@ class ExchangeReply(_message.Message):
     HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    COLLECTED_FIELD_NUMBER: _ClassVar[int]
     reason: str
     accepted: str
     cancel: str
@@ -180,7 +187,8 @@ class ExchangeReply(_message.Message):
     heartbeat_s: float
     wait_s: float
     failed: bool
-    def __init__(self, reason: _Optional[str] = ..., accepted: _Optional[str] = ..., cancel: _Optional[str] = ..., unit: _Optional[_Union[Unit, _Mapping]] = ..., stop: bool = ..., heartbeat_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., failed: bool = ...) -> None: ...
+    collected: int
+    def __init__(self, reason: _Optional[str] = ..., accepted: _Optional[str] = ..., cancel: _Optional[str] = ..., unit: _Optional[_Union[Unit, _Mapping]] = ..., stop: bool = ..., heartbeat_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., failed: bool = ..., collected: _Optional[int] = ...) -> None: ...
 
 class BlobStateRequest(_message.Message):
     __slots__ = ("digest", "name")
