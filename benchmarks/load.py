@@ -261,17 +261,17 @@ def merged(tables: object) -> dict[str, int]:
 
 def limits(report: dict[str, object]) -> list[str]:
     """What broke or is used up, in plain words; what is nearest to its limit comes first."""
+    rss_mb, cpu_share, files, files_max = (
+        float(str(report[name]))
+        for name in ("rss_mb", "cpu_share", "open_files", "open_files_limit")
+    )
     used = {
-        "memory: {rss_mb} MB of the target's %d" % RSS_TARGET_MB: float(str(report["rss_mb"]))
-        / RSS_TARGET_MB,
-        "CPU: {cpu_share} of the one core that an event loop can use": float(
-            str(report["cpu_share"])
-        ),
-        "open files: {open_files} of {open_files_limit}": float(str(report["open_files"]))
-        / float(str(report["open_files_limit"])),
+        f"memory: {rss_mb} MB of the {RSS_TARGET_MB} MB aimed at": rss_mb / RSS_TARGET_MB,
+        f"CPU: {cpu_share} of the one core that an event loop can use": cpu_share,
+        f"open files: {files:.0f} of {files_max:.0f}": files / files_max,
     }
     lines = [
-        f"{share:.0%} of {what.format(**report)}"
+        f"{share:.0%} of {what}"
         for what, share in sorted(used.items(), key=lambda entry: -entry[1])
     ]
     if report["lost_nodes"]:
@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=32, help="E: so many work at a time")
     parser.add_argument("--drivers", type=int, default=2, help="processes that hold the nodes")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to look")
-    parser.add_argument("--work-s", type=float, default=2.0, help="mean time of a unit")
+    parser.add_argument("--work-s", type=float, default=0.5, help="mean time of a unit")
     parser.add_argument("--lease-s", type=float, default=20.0, help="heartbeats come four times")
     parser.add_argument("--chunk-sequences", type=int, default=43_945)
     parser.add_argument("--vocabulary", type=int, default=9076)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -115,10 +116,8 @@ class Node:
                     await self._ask(todo.say)
                     continue
                 due = self.session.deadline() or time.time() + 1.0
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.woken.wait(), max(0.0, due - time.time()))
-                except TimeoutError:
-                    pass
                 self.woken.clear()
             self.in_touch = False
 
