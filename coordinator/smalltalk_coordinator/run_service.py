@@ -15,8 +15,10 @@ from google.protobuf.message import Message
 from smalltalk_coordinator.calls import abort, caller, counted, served
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import known
-from smalltalk_fed.core.units import UnitKey
-from smalltalk_fed.errors import Malformed, OurError, Refused, SmalltalkError
+from smalltalk_fed.core.catalogue import outputs_of, size_limit
+from smalltalk_fed.core.handout import handed_out_from, unit
+from smalltalk_fed.core.units import Result, UnitKey
+from smalltalk_fed.errors import Malformed, Refused, SmalltalkError
 from smalltalk_fed.host.blobs import Upload
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
@@ -62,8 +64,9 @@ class RunService(pb_grpc.RunServicer):
         """What the node did and does; the next order. Held while there is nothing to do."""
         node_id = caller(context, self._host.clock)
         exchange = convert.exchange_from_proto(node_id, request)
-        if exchange.finished:
-            self._check_signature(exchange)
+        for result in (exchange.finished, exchange.collected):
+            if result is not None:
+                self._check_signature(exchange, result)
         order = await self._host.ask(exchange)
         assert isinstance(order, msg.Order)
         reply = convert.order_to_proto(order)
@@ -113,7 +116,7 @@ class RunService(pb_grpc.RunServicer):
             blobs = self._host.blobs
             if blobs.has(announced.ref.digest):
                 return pb.BlobStateReply(received=size, complete=True)
-            limit = self._host.coordinator.state.size_limit(name)
+            limit = size_limit(self._host.manifest, name)
             upload = blobs.upload(announced.ref.digest, size, limit)
             try:
                 if upload.received != announced.offset:
@@ -158,16 +161,13 @@ class RunService(pb_grpc.RunServicer):
         """Whether the run has any use for this blob."""
         state = self._host.coordinator.state
         key = UnitKey.parse(upload.unit_id)
-        if upload.ref.name not in state.outputs_of(key):
+        if upload.ref.name not in outputs_of(state.manifest, key):
             raise Malformed(f"{upload.unit_id} has no output '{upload.ref.name[:40]}'")
         if not state.in_phase(key) and not state.is_finished(key):
             raise Refused(f"{upload.unit_id} is not part of the run's present phase")
 
-    def _check_signature(self, exchange: msg.Exchange) -> None:
+    def _check_signature(self, exchange: msg.Exchange, result: Result) -> None:
         """The result must be signed with the key that the node registered at Join."""
-        result = exchange.finished
-        if result is None:
-            raise OurError("no result to check; this is a bug")
         state = self._host.coordinator.state
         key = UnitKey.parse(result.unit_id)
         node = known(state, exchange.node_id)
@@ -175,12 +175,15 @@ class RunService(pb_grpc.RunServicer):
             return  # said again; it changes nothing
         if not state.in_phase(key):
             raise Refused(f"{result.unit_id} is not part of the run's present phase")
+        begun = int(result.figures.get("from_step", 0.0))
+        if not handed_out_from(state, key, begun):
+            raise Refused(f"{result.unit_id} was never handed out to begin at step {begun}")
         verify_result(
             bytes.fromhex(node.signing_key),
             self._host.manifest.run_id,
             exchange.node_id,
             exchange.incarnation,
-            state.unit(key),
+            unit(state, key, begun),
             result,
         )
 

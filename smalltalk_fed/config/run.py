@@ -63,7 +63,7 @@ class RunSection(Section):
         "checkpoint; less if redoing the lost work takes less.",
     )
     idle_wait_s: float = Field(
-        default=600.0,
+        default=3600.0,
         ge=0.0,
         le=86400.0,
         description="Longest time between two questions of a node that is not needed now.",

@@ -131,6 +131,20 @@ class WeightsCollected:
 
 
 @dataclass(frozen=True)
+class BlobLost:
+    """A blob is damaged or gone; what made it is due again: a unit, or a round's division.
+
+    `unit_id` empty and `round` 0: the segments.
+    """
+
+    at: float
+    digest: str
+    unit_id: str
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class SegmentsMade:
     """Every training sequence belongs to one expert: one id list per expert."""
 
@@ -151,6 +165,7 @@ Event = (
     | UnitRejected
     | UnitStarted
     | WeightsCollected
+    | BlobLost
     | SegmentsMade
 )
 
@@ -168,6 +183,7 @@ _KINDS: dict[str, type] = {
         UnitRejected,
         UnitStarted,
         WeightsCollected,
+        BlobLost,
         SegmentsMade,
     )
 }

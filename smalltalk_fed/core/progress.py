@@ -15,17 +15,16 @@ def next_step(state: HardState) -> tuple[Trigger, str] | None:
     match state.phase:
         case Phase.RECRUITING:
             needed = state.manifest.config.run.nodes_to_start
-            joined = sum(1 for n in state.nodes.values() if n.signing_key and not n.revoked)
-            if joined >= needed:
-                return Trigger.ENOUGH_NODES, f"{joined} of {needed} nodes joined"
-        case Phase.ROUTING if state.round == state.rounds_total and not state.open_units():
+            if state.joined >= needed:
+                return Trigger.ENOUGH_NODES, f"{state.joined} of {needed} nodes joined"
+        case Phase.ROUTING if state.round == state.rounds_total and not state.open:
             return Trigger.ROUTERS_DONE, f"{state.rounds_total} rounds done"
         case Phase.SHARDING if state.segments is not None:
             return Trigger.SEGMENTS_MADE, "every training sequence has its expert"
-        case Phase.TRAINING if not state.open_units():
+        case Phase.TRAINING if state.segments is not None and not state.open:
             return Trigger.EXPERTS_DONE, f"{state.experts} experts trained"
         case Phase.EVALUATING if not state.manifest.heldout_sequences:
             return Trigger.EVALUATED, "the corpus has no held-out text"
-        case Phase.EVALUATING if not state.open_units():
+        case Phase.EVALUATING if not state.open:
             return Trigger.EVALUATED, "every expert is evaluated"
     return None

@@ -8,11 +8,29 @@ from __future__ import annotations
 
 import math
 
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.catalogue import outputs_of, size_limit
+from smalltalk_fed.core.handout import handed_out_from
 from smalltalk_fed.core.state import HardState
-from smalltalk_fed.core.units import Result, UnitKey
+from smalltalk_fed.core.units import Result, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, Refused, TooLarge
 
 MAX_FIGURES = 64
+
+
+def check_exchange(state: HardState, message: msg.Exchange) -> None:
+    """Check all that a node's question says.
+
+    Raises:
+        PeerError: a part is not acceptable.
+    """
+    if message.finished is not None:
+        check_form(state, message.finished)
+    if message.collected is not None:
+        check_collected(state, message.collected)
+    for said in (message.failed, message.working):
+        if said is not None:
+            check_unit(state, UnitKey.parse(said.unit_id))
 
 
 def check_unit(state: HardState, key: UnitKey) -> None:
@@ -31,16 +49,49 @@ def check_form(state: HardState, result: Result) -> UnitKey:
     """
     key = UnitKey.parse(result.unit_id)
     check_unit(state, key)
+    _check_parts(state, result, outputs_of(state.manifest, key))
+    if key.kind is UnitKind.TRAIN_EXPERT and not state.is_finished(key):
+        _check_lineage(state, key, result.figures.get("from_step", 0.0))
+    return key
+
+
+def check_collected(state: HardState, result: Result) -> UnitKey:
+    """The unit whose weights part-way `result` brings.
+
+    Raises:
+        Refused: the run doesn't collect on the way, or the unit is not of the present phase.
+        Malformed: not weights, or no possible step.
+        TooLarge: the weights are over their limit.
+    """
+    key = UnitKey.parse(result.unit_id)
+    check_unit(state, key)
+    expert = state.manifest.config.expert
+    if key.kind is not UnitKind.TRAIN_EXPERT or not expert.collect_every_steps:
+        raise Refused(f"the run does not collect {result.unit_id} on the way")
+    _check_parts(state, result, ("weights",))
+    step, begun = result.figures.get("step", 0.0), result.figures.get("from_step", 0.0)
+    if not (step.is_integer() and 0 <= begun < step):
+        raise Malformed(f"the weights of {result.unit_id} are of no possible step")
+    if not state.is_finished(key):
+        _check_lineage(state, key, begun)
+    return key
+
+
+def _check_lineage(state: HardState, key: UnitKey, from_step: float) -> None:
+    if not from_step.is_integer() or not handed_out_from(state, key, int(from_step)):
+        raise Refused(f"{key.unit_id} was never handed out to begin at step {from_step:g}")
+
+
+def _check_parts(state: HardState, result: Result, expected: tuple[str, ...]) -> None:
     names = tuple(ref.name for ref in result.outputs)
-    if names != state.outputs_of(key):
-        expected = ", ".join(state.outputs_of(key)) or "none"
-        raise Malformed(f"{result.unit_id} must bring these outputs: {expected}")
+    if names != expected:
+        wanted = ", ".join(expected) or "none"
+        raise Malformed(f"{result.unit_id} must bring these outputs: {wanted}")
     for ref in result.outputs:
-        limit = state.size_limit(ref.name)
+        limit = size_limit(state.manifest, ref.name)
         if ref.size > limit:
             raise TooLarge(f"output '{ref.name}' of {result.unit_id} is over {limit} bytes")
     if len(result.figures) > MAX_FIGURES:
         raise TooLarge(f"{result.unit_id} has more than {MAX_FIGURES} figures")
     if not all(math.isfinite(value) for value in result.figures.values()):
         raise Malformed(f"{result.unit_id} has a figure that is not a finite number")
-    return key

@@ -1,8 +1,10 @@
 """Hard state: what a run is, as the fold of its journal. Only `HardState.apply` changes it.
 
 Rules: two replays of the same events give equal states; nothing here depends on who is
-connected (leases and presence are soft, `leases.py`). `open_units`, `unit` and `next_job`
-are functions of the state alone: what is there to do, and with which inputs.
+connected (leases and presence are soft, `leases.py`). What old rounds no longer need is
+folded into `history`, so that the state does not grow with the run; the journal keeps all
+of it. What a unit is handed out with is `handout`'s part, which blobs are needed
+`retention`'s, the state as JSON `snapshot`'s.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from dataclasses import dataclass, field
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
-from smalltalk_fed.core.messages import AssignJob, Job, SegmentsJob
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKey, UnitKind
+from smalltalk_fed.core.units import HELDOUT, BlobRef, UnitKey, UnitKind
 from smalltalk_fed.errors import OurError
+
+ROUNDS_KEPT = 3  # with all their results; older ones are in `history`
+HISTORY_CELLS = 1 << 16  # rounds x experts that `history` keeps
 
 
 @dataclass
@@ -41,6 +45,17 @@ class Node:
     revoked: str = ""  # the reason, or empty
 
 
+@dataclass(frozen=True)
+class PastRound:
+    """What is remembered of a round whose results are needed no more; lists by expert."""
+
+    at: float
+    figures: dict[str, float]
+    losses: tuple[float | None, ...]
+    nodes: tuple[str | None, ...]
+    seconds: tuple[float | None, ...]
+
+
 @dataclass
 class HardState:
     """All that survives a restart."""
@@ -52,14 +67,53 @@ class HardState:
     entered_at: dict[str, float] = field(default_factory=dict)
     invites: dict[str, Invite] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
+    joined: int = 0  # nodes that joined and were not revoked
     rounds: dict[int, ev.RoundAssigned] = field(default_factory=dict)
+    history: dict[int, PastRound] = field(default_factory=dict)
     finished: dict[str, ev.UnitAccepted] = field(default_factory=dict)
+    started: dict[str, ev.UnitStarted] = field(default_factory=dict)
+    collected: dict[str, tuple[ev.WeightsCollected, ...]] = field(default_factory=dict)  # last 2
+    lineage: dict[str, dict[int, BlobRef]] = field(default_factory=dict)  # unit -> step -> state
     segments: ev.SegmentsMade | None = None
+    last_at: float = 0.0  # time of the latest event
+    _open: dict[UnitKey, None] | None = field(default=None, compare=False, repr=False)
 
     # ------------------------------------------------------------------------------ apply
 
     def apply(self, event: ev.Event) -> None:
         """Fold one event in. The journal's order is the only order."""
+        self.last_at = max(self.last_at, event.at)
+        match event:
+            case ev.UnitAccepted():
+                self._accept(event)
+            case ev.UnitStarted():
+                self.started[event.unit_id] = event
+            case ev.WeightsCollected():
+                before = self.collected.get(event.unit_id, ())
+                self.collected[event.unit_id] = (*before[-1:], event)
+                self.lineage.setdefault(event.unit_id, {})[event.step] = event.outputs[0]
+            case ev.RoundAssigned():
+                self.rounds[event.round] = event
+                self._forget_round(event.round - ROUNDS_KEPT)
+                self._open = None
+            case ev.SegmentsMade():
+                self.segments = event
+                self._open = None
+            case ev.PhaseChanged():
+                self.paused_from = self.phase if event.phase is Phase.PAUSED else None
+                self.phase, self.reason = event.phase, event.reason
+                self.entered_at.setdefault(event.phase.value, event.at)
+                self._open = None
+            case ev.UnitRejected():
+                self.finished.pop(event.unit_id, None)
+                self._open = None
+            case ev.BlobLost():
+                self._lose(event)
+                self._open = None
+            case _:
+                self._apply_membership(event)
+
+    def _apply_membership(self, event: ev.Event) -> None:
         match event:
             case ev.InviteMade():
                 self.invites[event.secret_sha256] = Invite(
@@ -71,23 +125,54 @@ class HardState:
                 self.nodes[event.node_id] = Node(event.node_id, event.name, event.key_sha256)
                 self.invites[event.secret_sha256].used_by.append(event.node_id)
             case ev.NodeJoined():
-                self.nodes[event.node_id].signing_key = event.signing_key
+                node = self.nodes[event.node_id]
+                self.joined += not node.signing_key and not node.revoked
+                node.signing_key = event.signing_key
             case ev.NodeRevoked():
-                self.nodes[event.node_id].revoked = event.reason
-            case ev.PhaseChanged():
-                self.paused_from = self.phase if event.phase is Phase.PAUSED else None
-                self.phase, self.reason = event.phase, event.reason
-                self.entered_at.setdefault(event.phase.value, event.at)
-            case ev.RoundAssigned():
-                self.rounds[event.round] = event
-            case ev.UnitAccepted():
-                self.finished[event.unit_id] = event
-            case ev.UnitRejected():
-                self.finished.pop(event.unit_id, None)
-            case ev.SegmentsMade():
-                self.segments = event
+                node = self.nodes[event.node_id]
+                self.joined -= bool(node.signing_key) and not node.revoked
+                node.revoked = event.reason
             case _:
                 raise OurError(f"no rule for the event {type(event).__name__}")
+
+    def _accept(self, event: ev.UnitAccepted) -> None:
+        self.finished[event.unit_id] = event
+        # What was collected on the way, and who was on it, matters no more.
+        self.collected.pop(event.unit_id, None)
+        self.lineage.pop(event.unit_id, None)
+        self.started.pop(event.unit_id, None)
+        key = UnitKey.parse(event.unit_id)
+        if key.kind is UnitKind.TRAIN_SEED:
+            self._open = None  # the experts start from it
+        elif self._open is not None:
+            self._open.pop(key, None)
+
+    def _forget_round(self, number: int) -> None:
+        """Fold a round that nothing needs any more into `history`."""
+        assigned = self.rounds.pop(number, None)
+        if assigned is None:
+            return
+        self.history[number] = _past_round(self, assigned)
+        for expert in range(self.experts):
+            self.finished.pop(UnitKey(UnitKind.ROUTER_ROUND, expert, number).unit_id, None)
+        while len(self.history) > max(16, HISTORY_CELLS // self.experts):
+            del self.history[min(self.history)]
+
+    def _lose(self, event: ev.BlobLost) -> None:
+        """Make what the lost blob was made by due again (`retention.remedy` chose it)."""
+        if event.unit_id:
+            self.finished.pop(event.unit_id, None)
+            kept = [
+                state
+                for state in self.collected.pop(event.unit_id, ())
+                if state.outputs[0].digest != event.digest
+            ]
+            if kept:
+                self.collected[event.unit_id] = tuple(kept)
+        elif event.round:
+            self.rounds.pop(event.round, None)
+        else:
+            self.segments = None
 
     # ---------------------------------------------------------------------- what is to do
 
@@ -106,8 +191,20 @@ class HardState:
         """The latest round whose chunk is divided; 0 before the first."""
         return max(self.rounds, default=0)
 
+    @property
+    def open(self) -> dict[UnitKey, None]:
+        """Units of the present phase that nobody has finished, in the order of work.
+
+        Another object whenever units came in; the same one while they are only finished.
+        """
+        if self._open is None:
+            self._open = {key: None for key in self.phase_units() if not self.is_finished(key)}
+        return self._open
+
     def is_finished(self, key: UnitKey) -> bool:
         """Whether a result of this unit counts."""
+        if key.kind is UnitKind.ROUTER_ROUND and 0 < key.index <= self.round - ROUNDS_KEPT:
+            return 0 <= key.expert < self.experts  # in `history`: its round is over
         return key.unit_id in self.finished
 
     def phase_units(self) -> Iterator[UnitKey]:
@@ -121,7 +218,7 @@ class HardState:
                     yield UnitKey(UnitKind.SHARD, index=index)
                 if self.manifest.heldout_sequences:
                     yield UnitKey(UnitKind.SHARD, index=HELDOUT)
-            case Phase.TRAINING:
+            case Phase.TRAINING if self.segments is not None:
                 seed = UnitKey(UnitKind.TRAIN_SEED)
                 if self.manifest.config.expert.init == "seed":
                     yield seed
@@ -148,153 +245,27 @@ class HardState:
             case UnitKind.TRAIN_EXPERT:
                 seeded = self.manifest.config.expert.init != "seed"
                 seeded = seeded or self.is_finished(UnitKey(UnitKind.TRAIN_SEED))
-                ours = phase is Phase.TRAINING and seeded
+                ours = phase is Phase.TRAINING and seeded and self.segments is not None
             case UnitKind.EVALUATE:
                 ours = phase is Phase.EVALUATING
         return ours and 0 <= key.expert < self.experts
 
-    def open_units(self) -> list[UnitKey]:
-        """Units of the present phase that nobody has finished."""
-        return [key for key in self.phase_units() if not self.is_finished(key)]
 
-    def next_job(self) -> Job | None:
-        """The computation that the state waits for, if any; asked again after a restart."""
-        if self.phase is Phase.ROUTING:
-            if self.round == 0:
-                return AssignJob("assign/1", 1)
-            if self.round < self.rounds_total and not self.open_units():
-                return AssignJob(f"assign/{self.round + 1}", self.round + 1, self.score_blocks())
-        if self.phase is Phase.SHARDING and self.segments is None and not self.open_units():
-            shards = tuple(
-                self._output(UnitKey(UnitKind.SHARD, index=index), "experts")
-                for index in range(self.manifest.shard_count)
-            )
-            return SegmentsJob("segments", shards)
-        return None
-
-    def score_blocks(self) -> tuple[BlobRef, ...]:
-        """The present round's score blocks, by expert."""
-        return tuple(
-            self._output(UnitKey(UnitKind.ROUTER_ROUND, expert, self.round), "scores")
-            for expert in range(self.experts)
-        )
-
-    def final_routers(self) -> tuple[BlobRef, ...]:
-        """The finished routers' parameters, by expert."""
-        return tuple(
-            self._output(UnitKey(UnitKind.ROUTER_ROUND, expert, self.rounds_total), "parameters")
-            for expert in range(self.experts)
-        )
-
-    def unit(self, key: UnitKey) -> Unit:
-        """The unit with its inputs, as it is handed out."""
-        inputs: list[BlobRef] = []
-        match key.kind:
-            case UnitKind.ROUTER_ROUND:
-                if key.index > 1:
-                    before = UnitKey(UnitKind.ROUTER_ROUND, key.expert, key.index - 1)
-                    inputs.append(self._output(before, "parameters"))
-                inputs.append(_named("share", self.rounds[key.index].shares[key.expert]))
-            case UnitKind.SHARD:
-                inputs += [
-                    _named(f"router-{expert}", ref)
-                    for expert, ref in enumerate(self.final_routers())
-                ]
-            case UnitKind.TRAIN_EXPERT:
-                if self.segments is None:
-                    raise OurError(f"{key.unit_id} has no segment yet; this is a bug")
-                inputs.append(_named("segment", self.segments.segments[key.expert]))
-                if self.manifest.config.expert.init == "seed":
-                    inputs.append(
-                        _named("seed", self._output(UnitKey(UnitKind.TRAIN_SEED), "weights"))
-                    )
-            case UnitKind.EVALUATE:
-                inputs.append(
-                    _named(
-                        "routed", self._output(UnitKey(UnitKind.SHARD, index=HELDOUT), "experts")
-                    )
-                )
-                if self.manifest.config.expert.collects:
-                    trained = UnitKey(UnitKind.TRAIN_EXPERT, key.expert)
-                    inputs += [self._output(trained, "config"), self._output(trained, "weights")]
-        return Unit(key, tuple(inputs))
-
-    def outputs_of(self, key: UnitKey) -> tuple[str, ...]:
-        """Names of the blobs that a result of this unit must bring."""
-        match key.kind:
-            case UnitKind.ROUTER_ROUND:
-                last = key.index == self.rounds_total
-                return ("parameters",) if last else ("parameters", "scores")
-            case UnitKind.SHARD:
-                return ("experts",)
-            case UnitKind.TRAIN_SEED:
-                return ("weights",)
-            case UnitKind.TRAIN_EXPERT:
-                collected = self.manifest.config.expert.collects
-                return ("config", "weights") if collected else ()
-            case _:
-                return ()
-
-    def size_limit(self, name: str) -> int:
-        """Largest blob of this name in bytes, as the manifest implies."""
-        manifest = self.manifest
-        match name:
-            case "parameters":
-                return manifest.router_blob_bytes_max
-            case "scores":
-                return 64 + 2 * manifest.config.router.chunk_sequences
-            case "experts":
-                chunk = manifest.config.router.chunk_sequences
-                return 64 + 2 * max(chunk, manifest.heldout_sequences)
-            case "config":
-                return 1 << 16
-            case "weights":
-                return manifest.expert_blob_bytes_max
-            case _:
-                return 0
-
-    def holder(self, key: UnitKey) -> str | None:
-        """The node that has this unit's large input at hand: it did the work before."""
-        match key.kind:
-            case UnitKind.ROUTER_ROUND:
-                before = UnitKey(UnitKind.ROUTER_ROUND, key.expert, key.index - 1)
-            case UnitKind.TRAIN_EXPERT:
-                before = UnitKey(UnitKind.ROUTER_ROUND, key.expert, self.rounds_total)
-            case UnitKind.EVALUATE:
-                before = UnitKey(UnitKind.TRAIN_EXPERT, key.expert)
-            case _:
-                return None
-        accepted = self.finished.get(before.unit_id)
-        return accepted.node_id if accepted else None
-
-    def pinned(self, key: UnitKey) -> bool:
-        """Whether only the holder can do this unit: the expert never left its node."""
-        return key.kind is UnitKind.EVALUATE and not self.manifest.config.expert.collects
-
-    def released_by(self, event: ev.Event) -> tuple[str, ...]:
-        """Digests that nothing needs any more once `event` is applied.
-
-        Of router parameters the last two rounds and the final ones are kept, of score
-        blocks those of the round being divided.
-        """
-        if not isinstance(event, ev.RoundAssigned) or event.round < 2:
-            return ()
-        released: list[str] = []
-        for expert in range(self.experts):
-            for name, age in (("scores", 1), ("parameters", 3)):
-                key = UnitKey(UnitKind.ROUTER_ROUND, expert, event.round - age)
-                accepted = self.finished.get(key.unit_id)
-                outputs = accepted.outputs if accepted else ()
-                released += [ref.digest for ref in outputs if ref.name == name]
-        return tuple(released)
-
-    def _output(self, key: UnitKey, name: str) -> BlobRef:
-        accepted = self.finished.get(key.unit_id)
-        for ref in accepted.outputs if accepted else ():
-            if ref.name == name:
-                return ref
-        raise OurError(f"{key.unit_id} has no output '{name}'; this is a bug")
+def all_rounds(state: HardState) -> dict[int, PastRound]:
+    """Every round that the state remembers, the present one as far as it is."""
+    recent = {number: _past_round(state, each) for number, each in state.rounds.items()}
+    return state.history | recent
 
 
-def _named(name: str, ref: BlobRef) -> BlobRef:
-    return BlobRef(name, ref.digest, ref.size)
+def _past_round(state: HardState, assigned: ev.RoundAssigned) -> PastRound:
+    results = [
+        state.finished.get(UnitKey(UnitKind.ROUTER_ROUND, expert, assigned.round).unit_id)
+        for expert in range(state.experts)
+    ]
+    return PastRound(
+        assigned.at,
+        dict(assigned.figures),
+        tuple(r.figures.get("loss_mean") if r else None for r in results),
+        tuple(r.node_id if r else None for r in results),
+        tuple(r.seconds if r else None for r in results),
+    )

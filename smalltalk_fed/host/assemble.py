@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smalltalk_fed import __version__
+from smalltalk_fed.core.handout import final_routers
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import UnitKey, UnitKind
@@ -63,7 +64,7 @@ def assemble_mixture(folder: RunFolder, state: HardState, blobs: BlobStore) -> b
 
 def _routers(source: _Source, making: Path) -> tuple[RouterEntry, ...]:
     entries = []
-    for index, ref in enumerate(source.state.final_routers()):
+    for index, ref in enumerate(final_routers(source.state)):
         name = f"routers/{index}.safetensors"
         _place(source.blobs, ref.digest, making / name)
         entries.append(RouterEntry(file=name, sha256=ref.digest))

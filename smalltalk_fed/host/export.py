@@ -7,10 +7,12 @@ sharding of the corpus; `heldout_experts` for held-out text, by id.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from smalltalk_fed.core.events import RoundAssigned
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import HELDOUT, BlobRef, UnitKey, UnitKind
 from smalltalk_fed.errors import UserError
@@ -28,20 +30,24 @@ def export_assignments(folder: RunFolder, out: Path) -> int:
     """
     journal = Journal(folder.journal)
     try:
-        state = HardState(folder.manifest)
+        state, rounds = HardState(folder.manifest), dict[int, RoundAssigned]()
         for event in journal.events():
             state.apply(event)
+            if isinstance(event, RoundAssigned):
+                rounds[event.round] = event  # the state forgets old ones
     finally:
         journal.close()
-    if not state.rounds:
+    if not rounds:
         raise UserError(f"{folder.path} has no assignments yet; the run has not begun.")
-    arrays = assignments(state, BlobStore(folder.blobs))
+    arrays = assignments(state, rounds, BlobStore(folder.blobs))
     with out.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    return len(state.rounds)
+    return len(rounds)
 
 
-def assignments(state: HardState, blobs: BlobStore) -> dict[str, np.ndarray]:
+def assignments(
+    state: HardState, rounds: Mapping[int, RoundAssigned], blobs: BlobStore
+) -> dict[str, np.ndarray]:
     """The arrays described above."""
     arrays: dict[str, np.ndarray] = {}
 
@@ -51,7 +57,7 @@ def assignments(state: HardState, blobs: BlobStore) -> dict[str, np.ndarray]:
         lengths = [len(part) for part in ids]
         arrays[f"{name}_experts"] = np.repeat(np.arange(len(ids), dtype=np.int16), lengths)
 
-    for number, assigned in sorted(state.rounds.items()):
+    for number, assigned in sorted(rounds.items()):
         add(f"round_{number:03d}", assigned.shares)
     if state.segments:
         add("segment", state.segments.segments)

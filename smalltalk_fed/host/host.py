@@ -86,8 +86,10 @@ class Host:
         """
         if self._stopping:
             raise WorldError("the coordinator is stopping; ask again in a moment")
-        if isinstance(message, msg.Exchange) and message.finished:
-            await asyncio.to_thread(check_result, self.manifest, message.finished, self.blobs)
+        if isinstance(message, msg.Exchange):
+            for result in (message.finished, message.collected):
+                if result is not None:
+                    await asyncio.to_thread(check_result, self.manifest, result, self.blobs)
         self._conversations += 1
         conversation = self._conversations
         future: asyncio.Future[msg.Answer] = asyncio.get_running_loop().create_future()
@@ -163,10 +165,10 @@ class Host:
                 if future and not future.done():
                     future.set_exception(error)
                 continue
-            _merge(ready, part)
+            ready.add(part)
         deadline = self.coordinator.deadline()
         if deadline is not None and deadline <= self.clock.now():
-            _merge(ready, self.coordinator.tick(self.clock.now()))
+            ready.add(self.coordinator.tick(self.clock.now()))
         await self._settle(ready)
 
     async def _settle(self, ready: Ready) -> None:
@@ -219,11 +221,3 @@ class Host:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _merge(ready: Ready, part: Ready) -> None:
-    ready.events += part.events
-    ready.replies += part.replies
-    ready.jobs += part.jobs
-    ready.released += part.released
-    ready.decisions += part.decisions

@@ -13,7 +13,7 @@ from typing import Any
 
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.state import HardState
+from smalltalk_fed.core.state import HardState, all_rounds
 from smalltalk_fed.core.units import UnitKey, UnitKind
 
 
@@ -100,25 +100,19 @@ def _node(coordinator: Coordinator, node_id: str, now: float) -> dict[str, Any]:
 
 def routing_rounds(state: HardState) -> list[dict[str, Any]]:
     """Per round: loads, displaced fraction, excess nats, the routers' losses."""
-    rows = []
-    for number, assigned in sorted(state.rounds.items()):
-        results = [
-            state.finished.get(UnitKey(UnitKind.ROUTER_ROUND, expert, number).unit_id)
-            for expert in range(state.experts)
-        ]
-        rows.append(
-            {
-                "round": number,
-                "at": assigned.at,
-                "load": [int(assigned.figures[f"load_{e}"]) for e in range(state.experts)],
-                "displaced_fraction": assigned.figures["displaced_fraction"],
-                "excess_nats": assigned.figures["excess_nats"],
-                "router_loss": [r.figures.get("loss_mean") if r else None for r in results],
-                "nodes": [r.node_id if r else None for r in results],
-                "seconds": [r.seconds if r else None for r in results],
-            }
-        )
-    return rows
+    return [
+        {
+            "round": number,
+            "at": past.at,
+            "load": [int(past.figures[f"load_{e}"]) for e in range(state.experts)],
+            "displaced_fraction": past.figures["displaced_fraction"],
+            "excess_nats": past.figures["excess_nats"],
+            "router_loss": list(past.losses),
+            "nodes": list(past.nodes),
+            "seconds": list(past.seconds),
+        }
+        for number, past in sorted(all_rounds(state).items())
+    ]
 
 
 def shard_figures(state: HardState) -> dict[str, float]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core.state import HardState
+from smalltalk_fed.core.catalogue import size_limit
 from smalltalk_fed.errors import OurError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire import values
@@ -165,7 +165,7 @@ def _fields(descriptor: Descriptor, prefix: str) -> Iterator[tuple[str, str, str
 def _blob_rows(manifest: RunManifest | None) -> Iterator[EgressRow]:
     for name, (when, what, size) in BLOBS.items():
         if manifest is not None:
-            limit = HardState(manifest).size_limit(name)
+            limit = size_limit(manifest, name)
             size = f"at most {limit:,} bytes in this run"
             if name in ("config", "weights") and not _weights_leave(manifest, name):
                 size = "never in this run"

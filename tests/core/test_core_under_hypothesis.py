@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,8 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support.core_world import FakeNode, World, make_manifest
 
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.events import UnitAccepted
+from smalltalk_fed.core.events import BlobLost, UnitAccepted, UnitRejected
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.retention import needed_blobs
+from smalltalk_fed.core.snapshot import from_json, to_json
 from smalltalk_fed.errors import PeerError
 
 NODES = st.integers(0, 3)
@@ -20,9 +23,9 @@ NODES = st.integers(0, 3)
 class Runs(RuleBasedStateMachine):
     """Four nodes that work, stall, restart, repeat themselves; a coordinator that restarts."""
 
-    @initialize(seed=st.booleans(), collect=st.sampled_from(["final", "never"]))
+    @initialize(seed=st.booleans(), collect=st.sampled_from(["final", "never", "every 2 steps"]))
     def begin(self, seed: bool, collect: str) -> None:
-        expert = {"init": "seed" if seed else "fresh", "collect": collect}
+        expert = {"init": "seed" if seed else "fresh", "collect": collect, "steps": 50}
         self.world = World(make_manifest(expert=expert))
         self.nodes = [FakeNode(self.world, name).enrol().join() for name in "abcd"]
 
@@ -43,6 +46,31 @@ class Runs(RuleBasedStateMachine):
         if node.unit:
             with contextlib.suppress(PeerError):
                 node.done()
+
+    @rule(which=NODES, step=st.integers(1, 49))
+    def collect(self, which: int, step: int) -> None:
+        node = self.nodes[which]
+        node.look()
+        if node.unit and node.unit.unit_id.startswith("train_expert"):
+            with contextlib.suppress(PeerError):
+                node.beat(collected=node.state_at(max(step, node.unit.start_step + 1)))
+            order = node.look()
+            if order and node.unit and order.cancel == node.unit.unit_id:
+                node.unit = order.unit
+
+    @rule()
+    def pause_or_resume(self) -> None:
+        paused = self.world.coordinator.state.phase is Phase.PAUSED
+        with contextlib.suppress(PeerError):
+            self.world.ask(msg.Resume() if paused else msg.Pause())
+
+    @rule(which=st.integers(0, 99))
+    def lose_a_blob(self, which: int) -> None:
+        needed = sorted(needed_blobs(self.world.coordinator.state))
+        if needed:
+            coordinator, now = self.world.coordinator, self.world.now
+            digest = needed[which % len(needed)]
+            self.world._settle(coordinator.blob_damaged(digest, "damaged", now))
 
     @rule(which=NODES)
     def fail(self, which: int) -> None:
@@ -81,8 +109,13 @@ class Runs(RuleBasedStateMachine):
 
     @invariant()
     def no_unit_is_accepted_twice(self) -> None:
-        accepted = [e.unit_id for e in self.world.journal if isinstance(e, UnitAccepted)]
-        assert len(accepted) == len(set(accepted))
+        counts: set[str] = set()
+        for event in self.world.journal:
+            if isinstance(event, UnitAccepted):
+                assert event.unit_id not in counts
+                counts.add(event.unit_id)
+            elif isinstance(event, UnitRejected | BlobLost):
+                counts.discard(event.unit_id)
 
     @invariant()
     def no_more_live_leases_than_allowed_copies(self) -> None:
@@ -96,10 +129,23 @@ class Runs(RuleBasedStateMachine):
         fresh = World(self.world.manifest)
         for event in self.world.journal:
             fresh.coordinator.apply(event)
-        assert fresh.coordinator.state == self.world.coordinator.state
+        state = self.world.coordinator.state
+        assert fresh.coordinator.state == state
+        assert from_json(self.world.manifest, json.loads(json.dumps(to_json(state)))) == state
+
+    @invariant()
+    def free_units_are_the_open_ones_that_nobody_holds(self) -> None:
+        coordinator = self.world.coordinator
+        state, held = coordinator.state, coordinator.leases.by_unit
+        free = {k for k in state.phase_units() if not state.is_finished(k) and k not in held}
+        assert set(coordinator._dispatch.free()) == free
+        assert set(state.open) == {k for k in state.phase_units() if not state.is_finished(k)}
+        assert state.joined == sum(bool(n.signing_key) for n in state.nodes.values())
 
     def teardown(self) -> None:
         """If all nodes come back, the run ends."""
+        if self.world.coordinator.state.phase is Phase.PAUSED:
+            self.world.ask(msg.Resume())
         for node in self.nodes:
             node.incarnation += 1
             node.unit, node.question = None, 0

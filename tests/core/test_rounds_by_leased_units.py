@@ -9,9 +9,11 @@ import pytest
 from support.core_world import FakeNode, World, make_manifest
 
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.coordinator import MAX_FAILURES
 from smalltalk_fed.core.events import UnitAccepted
+from smalltalk_fed.core.handout import unit
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.reports import MAX_FAILURES
+from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.core.scheduling import RESERVE_S
 from smalltalk_fed.core.units import UnitKey
 from smalltalk_fed.errors import Malformed, Refused
@@ -151,6 +153,25 @@ def test_a_late_result_counts_if_nobody_was_faster(world: World, node: Nodes) ->
     assert order and order.accepted == "router_round/0/1"
 
 
+def test_a_unit_that_is_finished_late_is_given_to_nobody_else(world: World, node: Nodes) -> None:
+    a, b = node("a"), node("b")
+    a.poll()
+    world.advance(25.0)  # its lease is over
+    a.poll(finished=a.result(), wants_work=False)
+    b.poll()
+    assert b.unit and b.unit.unit_id == "router_round/1/1"
+
+
+def test_a_revoked_node_does_not_count_as_one_that_joined() -> None:
+    world = World(make_manifest(nodes_to_start=2))
+    first = FakeNode(world, "first").enrol().join()
+    world.ask(msg.Revoke(first.node_id))
+    FakeNode(world, "second").enrol().join()
+    assert world.coordinator.state.phase is Phase.RECRUITING
+    FakeNode(world, "third").enrol().join()
+    assert world.coordinator.state.phase is Phase.ROUTING
+
+
 def test_a_result_said_again_is_accepted_again(world: World, node: Nodes) -> None:
     a = node("a")
     a.poll()
@@ -272,7 +293,7 @@ def test_one_seed_model_is_trained_before_all_experts() -> None:
     units = drive(world, nodes)
     assert units.index("train_seed") < units.index("train_expert/0")
     assert units.index("train_seed") < units.index("train_expert/1")
-    assert world.coordinator.state.unit(UnitKey.parse("train_expert/0")).input("seed")
+    assert unit(world.coordinator.state, UnitKey.parse("train_expert/0")).input("seed")
 
 
 def test_experts_that_stay_home_are_evaluated_by_their_own_nodes() -> None:
@@ -312,10 +333,11 @@ def test_without_held_out_text_nothing_is_evaluated() -> None:
 def test_only_the_last_two_rounds_of_parameters_are_kept() -> None:
     world = World(make_manifest(rounds=5))
     drive(world, [FakeNode(world, "a").enrol().join()])
-    finished = world.coordinator.state.finished
+    finished = {e.unit_id: e for e in world.journal if isinstance(e, UnitAccepted)}
     for number in range(1, 6):
         digest = finished[f"router_round/0/{number}"].outputs[0].digest
         assert (digest in world.released) == (number <= 2)
+        assert (digest in needed_blobs(world.coordinator.state)) == (number > 2)
 
 
 @pytest.mark.parametrize(

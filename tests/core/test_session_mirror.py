@@ -5,6 +5,7 @@ from __future__ import annotations
 from support.core_world import FakeNode, World, blob, make_manifest
 
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.session import RETRY_LAST_S, Session
 from smalltalk_fed.core.units import Result, Unit, UnitKey
@@ -122,7 +123,7 @@ def drive(world: World, nodes: dict[str, Session], lose: frozenset[int] = frozen
                 else:
                     session.handle(answer, world.now)
             if session.unit and session._result is None:
-                names = world.coordinator.state.outputs_of(session.unit.key)
+                names = outputs_of(world.manifest, session.unit.key)
                 outputs = tuple(blob(n, f"{session.unit.unit_id}/{n}") for n in names)
                 figures = dict.fromkeys(
                     ("suffix_nll", "suffix_tokens", "prefix_nll", "prefix_tokens"), 1.0

@@ -11,6 +11,7 @@ from typing import Any
 from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.events import Event
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
@@ -23,6 +24,7 @@ def make_manifest(**run: Any) -> RunManifest:
     experts = run.pop("experts", 2)
     rounds = run.pop("rounds", 2)
     expert = run.pop("expert", {})
+    assignment = run.pop("assignment", {})
     heldout = run.pop("heldout_sequences", 6)
     config = parse_config(
         {
@@ -30,6 +32,7 @@ def make_manifest(**run: Any) -> RunManifest:
             "sequence": {"length": 16, "prefix": 8},
             "router": {"rounds": rounds, "chunk_sequences": 10, "model": "router-mini"},
             "expert": {"model": "mini", "steps": 2, "batch_sequences": 2, **expert},
+            "assignment": assignment,
         },
         "test",
     )
@@ -61,6 +64,7 @@ class World:
     decisions: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     do_jobs: bool = True
+    loads: tuple[float, ...] = ()  # of experts, as jobs report them; 5 each
     jobs: list[msg.Job] = field(default_factory=list)
     _conversations: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -101,7 +105,8 @@ class World:
         job = self.jobs.pop(0)
         experts = self.manifest.experts
         outputs = tuple(blob("ids", f"{job.job_id}/{e}") for e in range(experts))
-        figures = {f"load_{e}": 5.0 for e in range(experts)}
+        loads = self.loads or (5.0,) * experts
+        figures = {f"load_{e}": loads[e] for e in range(experts)}
         figures |= {"displaced_fraction": 0.0, "excess_nats": 0.0}
         self._settle(
             self.coordinator.job_done(msg.JobFinished(job.job_id, outputs, figures), self.now)
@@ -137,6 +142,8 @@ class FakeNode:
     unit: Unit | None = None
     question: int = 0
     stopped: str = ""
+    tokens_per_s: float = 0.0
+    order: msg.Order | None = None  # the latest
 
     def enrol(self) -> FakeNode:
         secret = hashlib.sha256(f"secret of {self.name}".encode()).hexdigest()
@@ -146,7 +153,9 @@ class FakeNode:
         return self
 
     def join(self) -> FakeNode:
-        capabilities = msg.Capabilities(corpus_digest=self.world.manifest.corpus_digest)
+        capabilities = msg.Capabilities(
+            corpus_digest=self.world.manifest.corpus_digest, tokens_per_s=self.tokens_per_s
+        )
         signing_key = hashlib.sha256(self.name.encode()).digest()
         self.world.ask(msg.Join(self.node_id, self.incarnation, 1, signing_key, capabilities))
         return self
@@ -163,24 +172,48 @@ class FakeNode:
         if order is None:
             return None
         assert isinstance(order, msg.Order)
+        self.order = order
         if order.stop:
             self.stopped = order.reason
         if order.unit is not None:
             self.unit = order.unit
         return order
 
-    def beat(self, fraction: float = 0.5) -> msg.Order | None:
+    def beat(self, fraction: float = 0.5, **said: Any) -> msg.Order | None:
         """Say that the unit is in work."""
         assert self.unit
         working = msg.Working(self.unit.unit_id, fraction)
-        return self.poll(working=working, wants_work=False)
+        return self.poll(working=working, wants_work=False, **said)
+
+    def work(self, seconds: float, rate: float = 0.0) -> None:
+        """Let time pass, saying every heartbeat that the unit is in work."""
+        end, began = self.world.now + seconds, self.world.now
+        while self.world.now < end:
+            self.world.advance(min(5.0, end - self.world.now))
+            self.beat(min(0.99, 0.01 + rate * (self.world.now - began)))
+
+    def state_at(self, step: int, from_step: int | None = None) -> Result:
+        """The weights of the expert in work at `step`."""
+        assert self.unit
+        begun = self.unit.start_step if from_step is None else from_step
+        figures = {"step": float(step), "from_step": float(begun)}
+        weights = blob("weights", f"{self.unit.unit_id} at {step} of {self.name}")
+        return Result(self.unit.unit_id, (weights,), figures)
+
+    def vanish(self) -> None:
+        """Be gone without a word: its open question goes unanswered."""
+        self.world.coordinator.forget(self.question)
 
     def result(self) -> Result:
         """What a good result of the unit at hand looks like."""
         assert self.unit
-        names = self.world.coordinator.state.outputs_of(self.unit.key)
+        names = outputs_of(self.world.manifest, self.unit.key)
         outputs = tuple(blob(n, f"{self.unit.unit_id}/{n}") for n in names)
         figures = {}
+        if self.unit.key.kind is UnitKind.TRAIN_EXPERT:
+            figures = {"from_step": float(self.unit.start_step)}
+        if self.unit.key.kind is UnitKind.ROUTER_ROUND and self.tokens_per_s:
+            figures = {"tokens_per_s": self.tokens_per_s}
         if self.unit.key.kind is UnitKind.EVALUATE:
             figures = {
                 "suffix_nll": 1.0,

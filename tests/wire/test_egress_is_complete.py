@@ -6,6 +6,7 @@ import pytest
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.run import RunConfig
+from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.units import UnitKey, UnitKind
 from smalltalk_fed.errors import OurError
@@ -58,7 +59,7 @@ def test_every_output_of_every_kind_of_unit_is_described() -> None:
         name
         for kind in UnitKind
         for index in (0, 1, state.rounds_total)
-        for name in state.outputs_of(UnitKey(kind, 0, index))
+        for name in outputs_of(state.manifest, UnitKey(kind, 0, index))
     }
     assert names == set(BLOBS)
 

@@ -1,0 +1,43 @@
+"""What each kind of unit must bring, and how large it may be, as the manifest implies."""
+
+from __future__ import annotations
+
+from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core.units import UnitKey, UnitKind
+
+# Units that train for days: who started one has checkpoints worth waiting for.
+LONG = (UnitKind.TRAIN_SEED, UnitKind.TRAIN_EXPERT)
+
+
+def outputs_of(manifest: RunManifest, key: UnitKey) -> tuple[str, ...]:
+    """Names of the blobs that a result of this unit must bring."""
+    match key.kind:
+        case UnitKind.ROUTER_ROUND:
+            last = key.index == manifest.config.router.rounds
+            return ("parameters",) if last else ("parameters", "scores")
+        case UnitKind.SHARD:
+            return ("experts",)
+        case UnitKind.TRAIN_SEED:
+            return ("weights",)
+        case UnitKind.TRAIN_EXPERT:
+            return ("config", "weights") if manifest.config.expert.collects else ()
+        case _:
+            return ()
+
+
+def size_limit(manifest: RunManifest, name: str) -> int:
+    """Largest blob of this name in bytes; 0 for a name that none has."""
+    match name:
+        case "parameters":
+            return manifest.router_blob_bytes_max
+        case "scores":
+            return 64 + 2 * manifest.config.router.chunk_sequences
+        case "experts":
+            chunk = manifest.config.router.chunk_sequences
+            return 64 + 2 * max(chunk, manifest.heldout_sequences)
+        case "config":
+            return 1 << 16
+        case "weights":
+            return manifest.expert_blob_bytes_max
+        case _:
+            return 0

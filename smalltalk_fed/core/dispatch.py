@@ -1,0 +1,164 @@
+"""Hands out work: leases, held questions, and the answers to them.
+
+Rules: a question for work is held while there is none, so that a node learns of new work at
+once; only so many are held, those of the fastest nodes and of those that have an expert or
+router at hand; the others are told to come back later, so that ten thousand idle nodes cost
+a few questions a second. Who gets which unit is
+`scheduling`'s part. Units that nobody holds are kept as a set and never counted anew.
+"""
+
+from __future__ import annotations
+
+from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import handout, scheduling
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.catalogue import LONG
+from smalltalk_fed.core.leases import Lease, Leases, Waiting
+from smalltalk_fed.core.outbox import Outbox
+from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.state import HardState
+from smalltalk_fed.core.units import UnitKey
+
+SPARE_QUESTIONS = 16  # held beyond two an expert and one a free unit
+IDLE_QUESTIONS_PER_S = 1.0  # of all nodes that are told to come back
+
+
+class Dispatcher:
+    """Gives open units to nodes that wait."""
+
+    def __init__(self, state: HardState, leases: Leases, outbox: Outbox) -> None:
+        self._state, self._leases, self._out = state, leases, outbox
+        self._free: dict[UnitKey, None] = {}
+        self._free_of: dict[UnitKey, None] | None = None
+        self._holders: set[str] = set()
+        self._holders_of: tuple[int, int, int] = (-1, -1, -1)
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How often a working node should say something: it learns of a pause that way, too."""
+        return min(self._leases.lease_s / 4, self._state.manifest.config.run.poll_s)
+
+    def deadline(self, now: float) -> float | None:
+        """When time alone changes something, or None."""
+        return scheduling.deadline(self._state, self._leases, self.free(), now)
+
+    def free(self) -> dict[UnitKey, None]:
+        """Open units that nobody holds."""
+        units = self._state.open
+        if units is not self._free_of:
+            self._free = {key: None for key in units if key not in self._leases.by_unit}
+            self._free_of = units
+        return self._free
+
+    # -------------------------------------------------------------------------------- leases
+
+    def lease(self, key: UnitKey, node_id: str, now: float, *, copy: bool = False) -> Lease:
+        """Grant a lease; who takes a long unit over is journaled."""
+        self.free().pop(key, None)
+        started = self._state.started.get(key.unit_id)
+        if key.kind in LONG and not copy and (started is None or started.node_id != node_id):
+            self._out.emit(ev.UnitStarted(now, key.unit_id, node_id))
+        return self._leases.grant(key, node_id, now, copy=copy)
+
+    def release(self, lease: Lease) -> None:
+        """Take a lease back; its unit is free if nobody else holds it."""
+        self._leases.release(lease)
+        if lease.key not in self._leases.by_unit and lease.key in self._state.open:
+            self.free()[lease.key] = None
+
+    def release_node(self, node_id: str) -> tuple[str, ...]:
+        """Take back what a node holds; returns the units' ids."""
+        lease = self._leases.by_node.get(node_id)
+        if lease is None:
+            return ()
+        self.release(lease)
+        return (lease.key.unit_id,)
+
+    def finish(self, key: UnitKey, node_id: str, now: float) -> float:
+        """End all leases of a unit that is finished now; returns how long the node held it."""
+        self.free().pop(key, None)
+        return self._leases.finish(key, node_id, now)
+
+    # ------------------------------------------------------------------------------- offering
+
+    def offer(self, now: float) -> None:
+        """Give open units to waiting nodes, then copies of stragglers' units."""
+        leases, state = self._leases, self._state
+        if state.phase in (Phase.FINISHED, Phase.FAILED):
+            failed, reason = state.phase is Phase.FAILED, self.ending()
+            for waiting in list(leases.waiting.values()):
+                self.answer(waiting, reason, stop=True, failed=failed)
+            return
+        if leases.waiting and now >= leases.frozen_until:
+            for match in list(scheduling.matches(state, leases, self.free(), now)):
+                self._give(match, now)
+            if not self.free():
+                while (found := scheduling.straggler(state, leases, now)) is not None:
+                    self._give(found[1], now, copy=True)
+        self._thin_out()
+
+    def ending(self) -> str:
+        """Why there is no more work."""
+        return f"the run is {self._state.phase}: {self._state.reason}"
+
+    def answer(
+        self,
+        waiting: Waiting,
+        reason: str,
+        *,
+        unit_key: UnitKey | None = None,
+        stop: bool = False,
+        failed: bool = False,
+        wait_s: float = 0.0,
+    ) -> None:
+        """Answer a held question."""
+        self._leases.unhold(waiting.node_id)
+        order = msg.Order(
+            reason,
+            accepted=waiting.accepted,
+            cancel=waiting.cancel,
+            unit=handout.unit(self._state, unit_key) if unit_key else None,
+            stop=stop,
+            failed=failed,
+            heartbeat_s=self.heartbeat_s,
+            wait_s=wait_s,
+        )
+        self._out.reply(waiting.conversation, order)
+
+    def _give(self, match: scheduling.Match, now: float, *, copy: bool = False) -> None:
+        waiting = self._leases.waiting[match.node_id]
+        self.lease(match.key, match.node_id, now, copy=copy)
+        what = "a copy of " if copy else ""
+        self._out.decide(f"{what}{match.key.unit_id} goes to {match.node_id}", match.reason)
+        self.answer(waiting, match.reason, unit_key=match.key)
+
+    def _thin_out(self) -> None:
+        """Send away the slowest of those that wait, if more wait than can be of use soon."""
+        leases, held = self._leases, self._leases.waiting
+        most = SPARE_QUESTIONS + 2 * self._state.experts + len(self.free())
+        while len(held) > most:
+            holders = self._present_holders()
+            slowest = min(
+                held,
+                key=lambda node: (
+                    node in holders,
+                    leases.tokens_per_s(node),
+                    -held[node].until,
+                ),
+            )
+            wait_s = self._idle_wait_s()
+            why = f"enough nodes wait; this one is asked to come back in {wait_s:.0f} s"
+            self.answer(held[slowest], why, wait_s=wait_s)
+
+    def _present_holders(self) -> set[str]:
+        state = self._state
+        version = (state.round, len(state.finished), len(state.started))
+        if version != self._holders_of:
+            self._holders, self._holders_of = handout.holders(state), version
+        return self._holders
+
+    def _idle_wait_s(self) -> float:
+        run = self._state.manifest.config.run
+        idle = len(self._leases.present) - len(self._leases.by_node)
+        least = min(run.poll_s, run.idle_wait_s)
+        return max(least, min(idle / IDLE_QUESTIONS_PER_S, run.idle_wait_s))

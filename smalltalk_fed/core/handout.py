@@ -1,0 +1,170 @@
+"""What the state asks for: units with their inputs, jobs, and who has an input at hand.
+
+Functions of hard state alone: a restarted coordinator hands out exactly what the one before
+would have.
+"""
+
+from __future__ import annotations
+
+from smalltalk_fed.core.messages import AssignJob, Job, SegmentsJob
+from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.state import HardState
+from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKey, UnitKind
+from smalltalk_fed.errors import OurError
+
+# A node that is this much slower or faster than the usual still gets no smaller or larger
+# share of the text: measurements are rough, and an expert needs some text.
+SPEED_RATIO_MAX = 8.0
+
+
+def next_job(state: HardState) -> Job | None:
+    """The computation that the state waits for, if any; asked again after a restart."""
+    if state.phase is Phase.ROUTING:
+        if state.round == 0:
+            return AssignJob("assign/1", 1)
+        if state.round < state.rounds_total and not state.open:
+            number = state.round + 1
+            return AssignJob(f"assign/{number}", number, score_blocks(state), weights(state))
+    sharding = state.phase is Phase.SHARDING and not state.open
+    if state.segments is None and (sharding or state.phase is Phase.TRAINING):
+        shards = tuple(
+            _output(state, UnitKey(UnitKind.SHARD, index=index), "experts")
+            for index in range(state.manifest.shard_count)
+        )
+        return SegmentsJob("segments", shards, weights(state))
+    return None
+
+
+def weights(state: HardState) -> tuple[float, ...]:
+    """Shares by the measured speed of the node that did each router's latest round.
+
+    Tokens a second relative to their mean, within a factor of `SPEED_RATIO_MAX`; empty
+    where shares are configured, or not every speed is known. Call it when a round is done.
+    """
+    if state.manifest.config.assignment.capacity != "throughput":
+        return ()
+    speeds = []
+    for expert in range(state.experts):
+        key = UnitKey(UnitKind.ROUTER_ROUND, expert, state.round)
+        accepted = state.finished.get(key.unit_id)
+        speeds.append(accepted.figures.get("tokens_per_s", 0.0) if accepted else 0.0)
+    if not all(speed > 0 for speed in speeds):
+        return ()
+    mean = sum(speeds) / len(speeds)
+    low, high = 1 / SPEED_RATIO_MAX, SPEED_RATIO_MAX
+    return tuple(min(max(speed / mean, low), high) for speed in speeds)
+
+
+def score_blocks(state: HardState) -> tuple[BlobRef, ...]:
+    """The present round's score blocks, by expert."""
+    return tuple(
+        _output(state, UnitKey(UnitKind.ROUTER_ROUND, expert, state.round), "scores")
+        for expert in range(state.experts)
+    )
+
+
+def final_routers(state: HardState) -> tuple[BlobRef, ...]:
+    """The finished routers' parameters, by expert."""
+    return tuple(
+        _output(state, UnitKey(UnitKind.ROUTER_ROUND, expert, state.rounds_total), "parameters")
+        for expert in range(state.experts)
+    )
+
+
+def unit(state: HardState, key: UnitKey, from_step: int | None = None) -> Unit:
+    """The unit with its inputs, as it is handed out.
+
+    An expert goes on from the weights collected last; with `from_step`, as it was handed
+    out when those of that step were (0: none).
+    """
+    inputs: list[BlobRef] = []
+    match key.kind:
+        case UnitKind.ROUTER_ROUND:
+            if key.index > 1:
+                before = UnitKey(UnitKind.ROUTER_ROUND, key.expert, key.index - 1)
+                inputs.append(_output(state, before, "parameters"))
+            inputs.append(_named("share", state.rounds[key.index].shares[key.expert]))
+        case UnitKind.SHARD:
+            inputs += [
+                _named(f"router-{expert}", ref) for expert, ref in enumerate(final_routers(state))
+            ]
+            return Unit(key, tuple(inputs), weights=weights(state))
+        case UnitKind.TRAIN_EXPERT:
+            return _expert_unit(state, key, from_step)
+        case UnitKind.EVALUATE:
+            routed = _output(state, UnitKey(UnitKind.SHARD, index=HELDOUT), "experts")
+            inputs.append(_named("routed", routed))
+            if state.manifest.config.expert.collects:
+                trained = UnitKey(UnitKind.TRAIN_EXPERT, key.expert)
+                inputs += [_output(state, trained, "config"), _output(state, trained, "weights")]
+    return Unit(key, tuple(inputs))
+
+
+def _expert_unit(state: HardState, key: UnitKey, from_step: int | None) -> Unit:
+    if state.segments is None:
+        raise OurError(f"{key.unit_id} has no segment yet; this is a bug")
+    inputs = [_named("segment", state.segments.segments[key.expert])]
+    if state.manifest.config.expert.init == "seed":
+        seed = _output(state, UnitKey(UnitKind.TRAIN_SEED), "weights")
+        inputs.append(_named("seed", seed))
+    latest = state.collected.get(key.unit_id)
+    step = (latest[-1].step if latest else 0) if from_step is None else from_step
+    if step:
+        inputs.append(_named("state", state.lineage[key.unit_id][step]))
+    return Unit(key, tuple(inputs), step)
+
+
+def handed_out_from(state: HardState, key: UnitKey, step: int) -> bool:
+    """Whether an expert's unit was ever handed out to begin at `step`."""
+    return step == 0 or step in state.lineage.get(key.unit_id, ())
+
+
+def holder(state: HardState, key: UnitKey) -> str | None:
+    """The node that has this unit's large input at hand: it did the work before."""
+    started = state.started.get(key.unit_id)
+    if started is not None:
+        return started.node_id
+    match key.kind:
+        case UnitKind.ROUTER_ROUND:
+            before = UnitKey(UnitKind.ROUTER_ROUND, key.expert, key.index - 1)
+        case UnitKind.TRAIN_EXPERT:
+            before = UnitKey(UnitKind.ROUTER_ROUND, key.expert, state.rounds_total)
+        case UnitKind.EVALUATE:
+            before = UnitKey(UnitKind.TRAIN_EXPERT, key.expert)
+        case _:
+            return None
+    accepted = state.finished.get(before.unit_id)
+    return accepted.node_id if accepted else None
+
+
+def holders(state: HardState) -> set[str]:
+    """Nodes that have an expert's or router's latest state at hand."""
+    found = set()
+    for expert in range(state.experts):
+        for key in (
+            UnitKey(UnitKind.TRAIN_EXPERT, expert),
+            UnitKey(UnitKind.ROUTER_ROUND, expert, state.round),
+            UnitKey(UnitKind.ROUTER_ROUND, expert, state.round - 1),
+        ):
+            latest = state.started.get(key.unit_id) or state.finished.get(key.unit_id)
+            if latest is not None:
+                found.add(latest.node_id)
+                break
+    return found
+
+
+def pinned(state: HardState, key: UnitKey) -> bool:
+    """Whether only the holder can do this unit: the expert never left its node."""
+    return key.kind is UnitKind.EVALUATE and not state.manifest.config.expert.collects
+
+
+def _output(state: HardState, key: UnitKey, name: str) -> BlobRef:
+    accepted = state.finished.get(key.unit_id)
+    for ref in accepted.outputs if accepted else ():
+        if ref.name == name:
+            return ref
+    raise OurError(f"{key.unit_id} has no output '{name}'; this is a bug")
+
+
+def _named(name: str, ref: BlobRef) -> BlobRef:
+    return BlobRef(name, ref.digest, ref.size)

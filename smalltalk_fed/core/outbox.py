@@ -1,0 +1,67 @@
+"""What a step of the coordinator produced, collected while it is decided.
+
+`emit` is the only place where hard state changes while the run is alive: the event is applied
+and put down for the journal together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.retention import released_by
+from smalltalk_fed.core.state import HardState
+from smalltalk_fed.errors import OurError
+
+
+@dataclass
+class Ready:
+    """What the caller must do now, in this order: commit, reply, run."""
+
+    events: list[ev.Event] = field(default_factory=list)
+    replies: list[msg.Reply] = field(default_factory=list)
+    jobs: list[msg.Job] = field(default_factory=list)
+    released: list[str] = field(default_factory=list)  # digests that nothing needs any more
+    decisions: list[msg.Decision] = field(default_factory=list)
+
+    def add(self, other: Ready) -> None:
+        """Append what a later step produced."""
+        self.events += other.events
+        self.replies += other.replies
+        self.jobs += other.jobs
+        self.released += other.released
+        self.decisions += other.decisions
+
+
+class Outbox:
+    """Collects a `Ready`."""
+
+    def __init__(self, state: HardState) -> None:
+        self._state = state
+        self._ready = Ready()
+
+    def emit(self, event: ev.Event) -> None:
+        """Change hard state."""
+        self._ready.released += released_by(self._state, event)
+        self._state.apply(event)
+        self._ready.events.append(event)
+
+    def reply(self, conversation: int, answer: msg.Answer) -> None:
+        """Answer a question."""
+        self._ready.replies.append(msg.Reply(conversation, answer))
+
+    def job(self, job: msg.Job) -> None:
+        """Ask for a computation."""
+        self._ready.jobs.append(job)
+
+    def decide(self, what: str, reason: str) -> None:
+        """Note a decision for the log."""
+        self._ready.decisions.append(msg.Decision(what, reason))
+
+    def take(self) -> Ready:
+        """All that was collected; the outbox is empty then."""
+        ready, self._ready = self._ready, Ready()
+        if len(ready.replies) != len({reply.conversation for reply in ready.replies}):
+            raise OurError("a conversation was answered twice; this is a bug")
+        return ready

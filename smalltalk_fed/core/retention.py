@@ -1,0 +1,91 @@
+"""Which blobs a run still needs, and what to do when one of them is lost.
+
+Rules: of router parameters the last two rounds and the final ones are kept, of score blocks
+those of the round being divided and of the one before (a lost division can be made again),
+of an unfinished expert's collected weights the last two (one may be on its way to a node
+while the next arrives), of lists all (they are small, and the audit wants them). Functions
+of hard state; nothing is deleted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from smalltalk_fed.core import events as ev
+from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.state import HardState
+from smalltalk_fed.core.units import BlobRef, UnitKey, UnitKind
+
+SCORES_ROUNDS = 2
+PARAMETERS_ROUNDS = 3
+
+
+def needed_blobs(state: HardState) -> dict[str, BlobRef]:
+    """Every blob that a continuing run may hand out, compute with or package, by digest."""
+    needed = {ref.digest: ref for ref in _lists(state)}
+    for accepted in state.finished.values():
+        key = UnitKey.parse(accepted.unit_id)
+        for ref in accepted.outputs:
+            if key.kind is not UnitKind.ROUTER_ROUND or _kept(state, key, ref.name):
+                needed[ref.digest] = ref
+    for states in state.collected.values():
+        needed |= {ref.digest: ref for event in states for ref in event.outputs}
+    return needed
+
+
+def released_by(state: HardState, event: ev.Event) -> tuple[str, ...]:
+    """Digests that nothing needs any more once `event` is applied; call before applying it."""
+    released: list[str] = []
+    match event:
+        case ev.RoundAssigned():
+            for name, age in (("scores", SCORES_ROUNDS), ("parameters", PARAMETERS_ROUNDS)):
+                for expert in range(state.experts):
+                    key = UnitKey(UnitKind.ROUTER_ROUND, expert, event.round - age)
+                    accepted = state.finished.get(key.unit_id)
+                    outputs = accepted.outputs if accepted else ()
+                    released += [ref.digest for ref in outputs if ref.name == name]
+        case ev.WeightsCollected():
+            before = state.collected.get(event.unit_id, ())
+            released += [ref.digest for old in before[:-1] for ref in old.outputs]
+        case ev.UnitAccepted():
+            kept = {ref.digest for ref in event.outputs}
+            for old in state.collected.get(event.unit_id, ()):
+                released += [ref.digest for ref in old.outputs if ref.digest not in kept]
+    return tuple(released)
+
+
+def remedy(state: HardState, digest: str, at: float, reason: str) -> ev.BlobLost | None:
+    """The event that makes a lost blob's maker due again; None if the run can't make it anew.
+
+    A unit of the present phase is done again by some node; a round's division and the
+    segments are computed again from the same scores and slices, with the same outcome.
+    """
+    for accepted in state.finished.values():
+        if any(ref.digest == digest for ref in accepted.outputs):
+            key = UnitKey.parse(accepted.unit_id)
+            again = state.in_phase(key)
+            return ev.BlobLost(at, digest, accepted.unit_id, 0, reason) if again else None
+    for unit_id, states in state.collected.items():
+        if any(ref.digest == digest for event in states for ref in event.outputs):
+            return ev.BlobLost(at, digest, unit_id, 0, reason)
+    assigned, phase = state.rounds.get(state.round), state.paused_from or state.phase
+    shares = assigned.shares if assigned and phase is Phase.ROUTING else ()
+    if any(ref.digest == digest for ref in shares):
+        return ev.BlobLost(at, digest, "", state.round, reason)
+    segments = state.segments.segments if state.segments and phase is Phase.TRAINING else ()
+    if any(ref.digest == digest for ref in segments):
+        return ev.BlobLost(at, digest, "", 0, reason)
+    return None
+
+
+def _kept(state: HardState, key: UnitKey, name: str) -> bool:
+    if name == "scores":
+        return key.index > state.round - SCORES_ROUNDS and key.index < state.rounds_total
+    return key.index > state.round - PARAMETERS_ROUNDS
+
+
+def _lists(state: HardState) -> Iterator[BlobRef]:
+    for assigned in state.rounds.values():
+        yield from assigned.shares
+    if state.segments is not None:
+        yield from state.segments.segments
