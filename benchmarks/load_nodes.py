@@ -172,7 +172,8 @@ class Node:
             await asyncio.sleep(random.expovariate(1 / self.shared.work_s))
             weights, tail = self.shared.weights.copy(random.random())
             # Every block differs, by a number of steps of the encoding.
-            scores = encode_scores(self.shared.scores_N + random.randrange(1, 1 << 20) / 32)
+            scores_N = self.shared.scores[random.randrange(16)] + random.randrange(1, 1 << 20) / 32
+            scores = encode_scores(scores_N)
             block = BlobRef("scores", hashlib.sha256(scores).hexdigest(), len(scores))
             await self._upload(unit, weights, self.shared.weights.parts(tail))
             await self._upload(unit, block, [scores])
@@ -220,7 +221,7 @@ class Shared:
         self.work_s = float(str(table["work_s"]))
         self.weights = Weights(self.manifest)
         count = self.manifest.config.router.chunk_sequences
-        self.scores_N = np.random.default_rng(1).normal(-850, 60, count).astype(np.float32)
+        self.scores = np.random.default_rng(1).normal(-850, 60, (16, count)).astype(np.float32)
         self.measured = Measured()
         self.counting = False
 
