@@ -68,9 +68,9 @@ def test_a_run_finishes_at_300_ms_with_2_percent_loss_and_1_mbit_up(apart: Deplo
 
 def established(run: Deployment) -> int:
     """Connections that the coordinator has open to nodes."""
-    lines = Path(f"/proc/{run.children['coordinator'].pid}/net/tcp").read_text().splitlines()
-    fields = [line.split() for line in lines[1:]]
-    port = f":{run.run_port:04X}"
+    net, port = Path(f"/proc/{run.children['coordinator'].pid}/net"), f":{run.run_port:04X}"
+    lines = [line for name in ("tcp", "tcp6") for line in (net / name).read_text().splitlines()]
+    fields = [line.split() for line in lines]
     return sum(1 for field in fields if field[1].endswith(port) and field[3] == "01")
 
 
@@ -85,6 +85,7 @@ def test_an_outage_in_the_middle_of_an_upload_resumes_at_the_offset(apart: Deplo
         return any(path.stat().st_size > 3 << 20 for path in uploads.glob("*.part"))
 
     wait_for(half_there, "half of the expert's weights to arrive")
+    assert established(run)
     line.cut()
     over = time.monotonic() + OUTAGE_S
     wait_for(lambda: "Trying again" in run.log("a"), "the node to notice")
