@@ -25,9 +25,10 @@ def make_app() -> typer.Typer:
     from smalltalk_fed.data.cli import prepare
     from smalltalk_fed.demo.cli import demo
     from smalltalk_fed.evaluate.cli import baseline, evaluate, generate
+    from smalltalk_fed.simulation.cli import simulate
 
     app = program(NAME, "Prepare text, try a whole run on this machine, and use its mixture.")
-    for command in (demo, prepare, baseline, evaluate, generate):
+    for command in (demo, prepare, simulate, baseline, evaluate, generate):
         app.command(epilog=EXIT_CODES)(command)
     return app
 

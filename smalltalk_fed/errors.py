@@ -11,6 +11,7 @@
     │   ├── Malformed        bytes or fields that can't be read
     │   └── TooLarge         over a limit that the manifest implies
     ├── WorldError       disk full, port in use, nobody answers                exit code 4
+    │   └── DamagedBlob  bytes on our own disk are not what was stored
     └── OurError         a broken invariant of our own                         exit code 1
 
 Rules: a message is one sentence that says what was wrong, where, and what to do; `hint` is
@@ -85,6 +86,21 @@ class WorldError(SmalltalkError):
 
     exit_code = 4
     hint = "UNAVAILABLE"
+
+
+class DamagedBlob(WorldError):
+    """A blob that the coordinator had is gone or changed; `digest` names it."""
+
+    def __init__(self, digest: str, what: str) -> None:
+        super().__init__(
+            f"blob {digest[:12]} {what}; check the coordinator's disk, the run makes the blob "
+            "anew where it can"
+        )
+        self.digest = digest
+        self.what = what
+
+    def __reduce__(self) -> tuple[type[DamagedBlob], tuple[str, str]]:
+        return type(self), (self.digest, self.what)  # it comes out of the worker process
 
 
 class OurError(SmalltalkError):

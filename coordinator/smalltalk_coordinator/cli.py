@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from smalltalk_coordinator.operator_client import NotServing, OperatorClient
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.errors import UserError
+from smalltalk_fed.host.backup import backup as make_backup
 from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.host.export import export_assignments
 from smalltalk_fed.host.folder import Addresses, RunFolder
@@ -169,6 +171,24 @@ def export(
     """Write which sequence went to which expert, round by round, as arrays."""
     count = export_assignments(RunFolder.open(folder), assignments)
     typer.echo(f"{count} rounds and the segments are in {assignments}", err=True)
+
+
+@app.command(epilog=EXIT_CODES)
+def backup(
+    folder: Dir,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy the run as it is now, serving or not; `serve TARGET` continues the copy."""
+    report = make_backup(RunFolder.open(folder), target)
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+        return
+    typer.echo(
+        f"{report.events} events and {report.blobs} blobs ({report.blob_bytes / 1e6:.1f} MB) "
+        f"are in {target}; to go on from there: {NAME} serve {target}",
+        err=True,
+    )
 
 
 def _do(run: RunFolder, message: OperatorMessage) -> str:

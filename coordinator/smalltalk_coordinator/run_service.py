@@ -119,11 +119,7 @@ class RunService(pb_grpc.RunServicer):
             limit = size_limit(self._host.manifest, name)
             upload = blobs.upload(announced.ref.digest, size, limit)
             try:
-                if upload.received != announced.offset:
-                    raise Refused(
-                        f"the upload begins at byte {announced.offset}, "
-                        f"{upload.received} bytes are here; ask BlobState and go on there"
-                    )
+                upload.go_on_at(announced.offset)
                 await asyncio.to_thread(upload.write, first.data)
                 async for part in request_iterator:
                     self._ledger.message(node_id, kind, "up", part.ByteSize())
@@ -143,6 +139,7 @@ class RunService(pb_grpc.RunServicer):
             digest = digest_from_proto(request.digest)
             kind = kind_of(request.name[:40])
             self._ledger.message(node_id, kind, "up", request.ByteSize())
+            await self._verified(digest)
             for data in self._host.blobs.parts(digest, request.offset):
                 part = pb.BlobPart(data=data)
                 self._ledger.message(node_id, kind, "down", part.ByteSize())
@@ -156,6 +153,14 @@ class RunService(pb_grpc.RunServicer):
         node_id = caller(context, self._host.clock)
         known(self._host.coordinator.state, node_id)  # a revoked node is refused here too
         return node_id
+
+    async def _verified(self, digest: str) -> None:
+        """Nothing wrong leaves; what is damaged or gone is made anew if the run needs it."""
+        try:
+            await asyncio.to_thread(self._host.blobs.verify, digest)
+        except SmalltalkError:
+            self._host.blob_lost(digest)
+            raise
 
     def _wanted(self, upload: convert.Upload) -> None:
         """Whether the run has any use for this blob."""

@@ -62,8 +62,8 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
     Raises:
         WorldError: a port is in use, or the journal can't be written.
     """
-    clock = SystemClock()
     journal = Journal(folder.journal)
+    clock = SystemClock(not_before=journal.last_at)
     ledger = Ledger.from_json(journal.get("ledger") or [])
     host = Host(
         folder.manifest,
@@ -161,7 +161,7 @@ def _on_signals(stopping: asyncio.Event) -> None:
 async def _flush_ledger(host: Host, ledger: Ledger) -> None:
     while True:
         await asyncio.sleep(LEDGER_FLUSH_S)
-        host.keep("ledger", ledger.to_json())
+        await asyncio.to_thread(host.keep, "ledger", ledger.to_json())
 
 
 def _assemble(folder: RunFolder, coordinator: Coordinator, blobs: BlobStore) -> None:

@@ -88,6 +88,8 @@ def decide(
                 raise Malformed("an invitation needs the SHA-256 of its secret")
             if message.uses < 1 or message.expires_at <= now:
                 raise Refused("an invitation needs at least one use and an end in the future")
+            if message.secret_sha256 in state.invites:  # said again: its answer got lost
+                return None, msg.Done("invited")
             made = ev.InviteMade(
                 now, message.secret_sha256, message.expires_at, message.uses, message.name
             )

@@ -177,6 +177,7 @@ class Coordinator:
             self._out.emit(ev.NodeJoined(now, node.node_id, message.signing_key.hex()))
         if presence is None or presence.incarnation != message.incarnation:
             known = presence.tokens_per_s if presence else 0.0
+            self.leases.changes += 1
             self.leases.present[node.node_id] = Presence(
                 node.node_id,
                 message.incarnation,
@@ -193,7 +194,7 @@ class Coordinator:
         presence = self._presence(node_id, message.incarnation)
         check_exchange(state, message)
         # From here on nothing raises.
-        presence.seen, presence.gone = now, False
+        self.leases.heard(presence, now)
         self.leases.unhold(node_id)  # a node that asks again has given up its earlier question
         heard = self._reports.take(message, now)
         if heard.failed_for_good:
@@ -230,7 +231,8 @@ class Coordinator:
 
     def _leave(self, message: msg.Leave, conversation: int, now: float) -> None:
         presence = self._presence(message.node_id, message.incarnation)
-        presence.seen, presence.gone = now, True
+        self.leases.heard(presence, now)
+        presence.gone = True
         released = self._dispatch.release_node(message.node_id)
         waiting = self.leases.waiting.get(message.node_id)
         if waiting:
@@ -280,6 +282,7 @@ class Coordinator:
         if waiting:
             self._dispatch.answer(waiting, "this node was revoked", stop=True, failed=True)
         self.leases.present.pop(node_id, None)
+        self.leases.changes += 1
         self._dispatch.offer(now)
 
     def _presence(self, node_id: str, incarnation: int) -> Presence:

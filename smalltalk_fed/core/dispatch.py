@@ -9,15 +9,18 @@ a few questions a second. Who gets which unit is
 
 from __future__ import annotations
 
+import math
+
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import handout, scheduling
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.catalogue import LONG
+from smalltalk_fed.core.copies import Copies
 from smalltalk_fed.core.leases import Lease, Leases, Waiting
 from smalltalk_fed.core.outbox import Outbox
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.state import HardState
-from smalltalk_fed.core.units import UnitKey
+from smalltalk_fed.core.units import UnitKey, UnitKind
 
 SPARE_QUESTIONS = 16  # held beyond two an expert and one a free unit
 IDLE_QUESTIONS_PER_S = 1.0  # of all nodes that are told to come back
@@ -30,6 +33,9 @@ class Dispatcher:
         self._state, self._leases, self._out = state, leases, outbox
         self._free: dict[UnitKey, None] = {}
         self._free_of: dict[UnitKey, None] | None = None
+        self._copies = Copies(state, leases)
+        self._refills = 0  # of `_free`
+        self._kept_times, self._kept_of = (0.0, 0.0), (-1, 0)
         self._holders: set[str] = set()
         self._holders_of: tuple[int, int, int] = (-1, -1, -1)
 
@@ -40,7 +46,11 @@ class Dispatcher:
 
     def deadline(self, now: float) -> float | None:
         """When time alone changes something, or None."""
-        return scheduling.deadline(self._state, self._leases, self.free(), now)
+        times = [] if (due := self._leases.deadline()) is None else [due]
+        if self._leases.waiting:
+            later = [self._leases.frozen_until, self._kept(now)[1], self._copies.next_due(now)]
+            times += [time for time in later if now < time < math.inf]
+        return min(times, default=None)
 
     def free(self) -> dict[UnitKey, None]:
         """Open units that nobody holds."""
@@ -48,6 +58,7 @@ class Dispatcher:
         if units is not self._free_of:
             self._free = {key: None for key in units if key not in self._leases.by_unit}
             self._free_of = units
+            self._refills += 1
         return self._free
 
     # -------------------------------------------------------------------------------- leases
@@ -90,11 +101,12 @@ class Dispatcher:
                 self.answer(waiting, reason, stop=True, failed=failed)
             return
         if leases.waiting and now >= leases.frozen_until:
-            for match in list(scheduling.matches(state, leases, self.free(), now)):
-                self._give(match, now)
+            if self._may_match(now):
+                for match in list(scheduling.matches(state, leases, self.free(), now)):
+                    self._give(match, now)
             if not self.free():
-                while (found := scheduling.straggler(state, leases, now)) is not None:
-                    self._give(found[1], now, copy=True)
+                while (found := self._copies.find(now)) is not None:
+                    self._give(scheduling.Match(*found), now, copy=True)
         self._thin_out()
 
     def ending(self) -> str:
@@ -132,19 +144,50 @@ class Dispatcher:
         self._out.decide(f"{what}{match.key.unit_id} goes to {match.node_id}", match.reason)
         self.answer(waiting, match.reason, unit_key=match.key)
 
+    def _may_match(self, now: float) -> bool:
+        """Whether a free unit may go to anybody now; known without a look while all are kept."""
+        return bool(self.free()) and self._kept(now)[0] <= now
+
+    def _kept(self, now: float) -> tuple[float, float]:
+        """Until when all free units are kept for nodes that don't wait, and the first such time
+        that is to come; infinite if there is none.
+
+        Only `leases.changes` can make it earlier: the nodes that units are kept for are watched.
+        """
+        leases, free = self._leases, self.free()
+        if self._kept_of == (leases.changes, self._refills) and now < self._kept_times[0]:
+            return self._kept_times
+        leases.watched.clear()
+        first = following = math.inf
+        for key in free:
+            kept = self._kept_for(key)
+            first = min(first, kept)
+            if kept > now:
+                following = min(following, kept)
+            elif key.kind is UnitKind.SHARD:
+                break  # kept for nobody, as all others
+        self._kept_of = (leases.changes, self._refills)
+        self._kept_times = (first, following)
+        return self._kept_times
+
+    def _kept_for(self, key: UnitKey) -> float:
+        leases, holder = self._leases, handout.holder(self._state, key)
+        if holder is None or holder in leases.waiting:
+            return 0.0
+        leases.watched.add(holder)
+        if handout.pinned(self._state, key):
+            return math.inf
+        return scheduling.kept_until(self._state, leases, key)
+
     def _thin_out(self) -> None:
         """Send away the slowest of those that wait, if more wait than can be of use soon."""
         leases, held = self._leases, self._leases.waiting
         most = SPARE_QUESTIONS + 2 * self._state.experts + len(self.free())
         while len(held) > most:
             holders = self._present_holders()
-            slowest = min(
-                held,
-                key=lambda node: (
-                    node in holders,
-                    leases.tokens_per_s(node),
-                    -held[node].until,
-                ),
+            slowest = next(
+                (node for node in leases.slowest_first() if node not in holders),
+                next(leases.slowest_first()),
             )
             wait_s = self._idle_wait_s()
             why = f"enough nodes wait; this one is asked to come back in {wait_s:.0f} s"

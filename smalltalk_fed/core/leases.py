@@ -7,7 +7,9 @@ so that a node that still works on a unit can say so first. Deciding who gets wh
 
 from __future__ import annotations
 
+import bisect
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -117,6 +119,12 @@ class Leases:
         self.present: dict[str, Presence] = {}
         self.waiting: dict[str, Waiting] = {}
         self.failures: dict[UnitKey, list[tuple[str, str]]] = {}  # unit -> (node, reason)
+        self.changes = 0  # grows whenever something changed that who gets what depends on
+        self.reported: dict[str, Lease] = {}  # by node, since somebody looked and cleared it
+        self.watched: set[str] = set()  # nodes that free units are kept for
+        self._by_speed: list[tuple[float, float, int, str]] = []  # held questions, slowest first
+        self._place: dict[str, tuple[float, float, int, str]] = {}
+        self._asked = 0
         self._lease_ends = Timers()
         self._question_ends = Timers()
         self._durations: dict[UnitKind, list[float]] = {}
@@ -129,6 +137,7 @@ class Leases:
         lease = Lease(key, node_id, now, now + self.lease_s, copy)
         self.by_unit.setdefault(key, []).append(lease)
         self.by_node[node_id] = lease
+        self.changes += 1
         self._lease_ends.set(node_id, lease.until)
         return lease
 
@@ -137,9 +146,12 @@ class Leases:
         lease.until = now + self.lease_s
         self._lease_ends.set(lease.node_id, lease.until)
         lease.said(working, now)
+        self.reported[lease.node_id] = lease
 
     def release(self, lease: Lease) -> None:
         """Take a lease back; its unit may go to somebody else."""
+        self.changes += 1
+        self.reported.pop(lease.node_id, None)
         holders = self.by_unit.get(lease.key, [])
         if lease in holders:
             holders.remove(lease)
@@ -182,13 +194,32 @@ class Leases:
 
     def hold(self, waiting: Waiting) -> None:
         """Hold a question; the node's earlier one is forgotten."""
+        self.unhold(waiting.node_id)
         self.waiting[waiting.node_id] = waiting
         self._question_ends.set(waiting.node_id, waiting.until)
+        self._asked += 1
+        speed = self.tokens_per_s(waiting.node_id)
+        place = (speed, -waiting.until, -self._asked, waiting.node_id)
+        self._place[waiting.node_id] = place
+        bisect.insort(self._by_speed, place)
+        self._note(waiting.node_id)
 
     def unhold(self, node_id: str) -> Waiting | None:
         """The node's question, which is held no longer."""
-        self._question_ends.drop(node_id)
+        place = self._place.pop(node_id, None)
+        if place is not None:
+            del self._by_speed[bisect.bisect_left(self._by_speed, place)]
+            self._question_ends.drop(node_id)
+            self._note(node_id)
         return self.waiting.pop(node_id, None)
+
+    def fastest_first(self) -> Iterator[str]:
+        """Nodes whose questions are held; of equal ones who asked first."""
+        return (place[3] for place in reversed(self._by_speed))
+
+    def slowest_first(self) -> Iterator[str]:
+        """Nodes whose questions are held; of equal ones who asked last."""
+        return (place[3] for place in self._by_speed)
 
     def questions_due(self, now: float) -> list[Waiting]:
         """Questions that were held as long as the run allows; they are held no longer."""
@@ -200,6 +231,15 @@ class Leases:
         return found
 
     # ------------------------------------------------------------------------------- nodes
+
+    def heard(self, presence: Presence, now: float) -> None:
+        """A node said something."""
+        presence.seen, presence.gone = now, False
+        self._note(presence.node_id)
+
+    def _note(self, node_id: str) -> None:
+        if node_id in self.watched:
+            self.changes += 1
 
     def tokens_per_s(self, node_id: str) -> float:
         """The node's speed, 0 if it is not known."""

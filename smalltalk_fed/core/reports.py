@@ -63,6 +63,7 @@ class Reports:
         key = UnitKey.parse(unit_id)
         failures = self._leases.failures.setdefault(key, [])
         failures.append((node_id, reason))
+        self._leases.changes += 1
         self._out.decide(f"{unit_id} failed on {node_id or 'the coordinator'}", reason)
         if len(failures) < MAX_FAILURES:
             return ""

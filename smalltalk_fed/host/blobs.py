@@ -1,8 +1,9 @@
 """Content-addressed bytes on disk: `blobs/ab/abcdef...`, named by their SHA-256.
 
 Rules: a blob is there whole or not at all (written beside, synced, renamed); its name is
-checked against its content before it counts; an interrupted upload goes on at its offset;
-sizes are bounded by the caller's limit and by the size announced. It does not know what a
+checked against its content before it counts, and again when it is read after a restart or a
+change of the file; a damaged one is moved aside to `blobs/damaged/`, so that it never counts
+again. What is half written lies in `blobs/uploads/` (`uploads.py`). It does not know what a
 blob means.
 """
 
@@ -10,16 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from smalltalk_fed.core.units import BlobRef
-from smalltalk_fed.errors import Malformed, Refused, TooLarge, WorldError
+from smalltalk_fed.errors import DamagedBlob, Malformed, Refused
+from smalltalk_fed.host.uploads import Upload, Uploads
+
+log = logging.getLogger("smalltalk.blobs")
 
 PART_BYTES = 256 * 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_Stamp = tuple[int, int, int]  # size, mtime_ns, inode: another file has another
 
 
 class BlobStore:
@@ -27,8 +33,9 @@ class BlobStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._uploads = folder / "uploads"
-        self._uploads.mkdir(parents=True, exist_ok=True)
+        self._damaged = folder / "damaged"
+        self._uploads = Uploads(folder / "uploads", self._settle, self.has)
+        self._verified: dict[str, _Stamp] = {}
 
     def path(self, digest: str) -> Path:
         """Where the blob lies, whether it is there or not."""
@@ -49,35 +56,81 @@ class BlobStore:
         try:
             return self.path(digest).stat().st_size
         except FileNotFoundError:
-            raise Refused(f"the coordinator has no blob {digest[:12]}") from None
+            raise _absent(digest) from None
+
+    def digests(self) -> Iterator[str]:
+        """All blobs that are there, in no order."""
+        for folder in self._folder.glob("[0-9a-f][0-9a-f]"):
+            for path in folder.iterdir():
+                if _DIGEST.fullmatch(path.name):
+                    yield path.name
 
     def put(self, name: str, data: bytes) -> BlobRef:
-        """Store `data` and return its reference."""
+        """Store `data` and return its reference.
+
+        Raises:
+            WorldError: the disk refuses; nothing counts.
+        """
         digest = hashlib.sha256(data).hexdigest()
-        path = self.path(digest)
-        if not path.exists():
-            part = self._uploads / f"{digest}.own"
-            try:
-                part.write_bytes(data)
-                self._settle(part, path)
-            except OSError as error:
-                part.unlink(missing_ok=True)
-                raise _disk(error) from None
+        try:
+            self.verify(digest)
+        except (Refused, DamagedBlob):
+            self._uploads.write_own(digest, data)
         return BlobRef(name, digest, len(data))
 
     def get(self, digest: str) -> bytes:
-        """The blob's bytes; small ones only.
+        """The blob's bytes, checked; small ones only.
 
         Raises:
             Refused: it is not there.
+            DamagedBlob: its bytes are not those of its name; it was moved aside.
         """
         try:
-            return self.path(digest).read_bytes()
+            data = self.path(digest).read_bytes()
         except FileNotFoundError:
-            raise Refused(f"the coordinator has no blob {digest[:12]}") from None
+            raise _absent(digest) from None
+        except OSError as error:
+            raise self._set_aside(digest, f"can't be read ({error.strerror})") from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise self._set_aside(digest, "is damaged")
+        return data
+
+    def need(self, ref: BlobRef) -> bytes:
+        """The bytes of a blob that the run counts on.
+
+        Raises:
+            DamagedBlob: it is gone, or its bytes are not those of its name.
+        """
+        try:
+            return self.get(ref.digest)
+        except Refused:
+            raise DamagedBlob(ref.digest, "is gone") from None
+
+    def verify(self, digest: str) -> None:
+        """Check the content against the name, once for every state of the file.
+
+        Raises:
+            Refused: it is not there.
+            DamagedBlob: its bytes are not those of its name; it was moved aside.
+        """
+        path = self.path(digest)
+        try:
+            stamp = _stamp(path)
+            if self._verified.get(digest) == stamp:
+                return
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise _absent(digest) from None
+        except OSError as error:
+            raise self._set_aside(digest, f"can't be read ({error.strerror})") from None
+        if found != digest:
+            raise self._set_aside(digest, "is damaged")
+        self._verified[digest] = stamp
 
     def parts(self, digest: str, offset: int) -> Iterator[bytes]:
-        """The bytes from `offset` on, in parts of at most `PART_BYTES`."""
+        """The bytes from `offset` on, in parts of at most `PART_BYTES`; raises as `verify`."""
+        self.verify(digest)
         if not 0 <= offset <= self.size(digest):
             raise Malformed(f"offset {offset} is outside blob {digest[:12]}")
         with self.path(digest).open("rb") as file:
@@ -87,97 +140,72 @@ class BlobStore:
 
     def received(self, digest: str) -> int:
         """Bytes of the blob that are there: all of it, or those of an interrupted upload."""
-        if self.has(digest):
-            return self.size(digest)
-        part = self._part(digest)
-        return part.stat().st_size if part.exists() else 0
+        return self.size(digest) if self.has(digest) else self._uploads.received(digest)
 
     def upload(self, digest: str, size: int, limit: int) -> Upload:
-        """Begin or continue an upload.
+        """Begin or continue an upload; one of the same blob that is under way ends.
 
         Raises:
             TooLarge: `size` is over `limit`.
+            WorldError: the disk refuses.
         """
-        if size > limit:
-            raise TooLarge(f"blob {digest[:12]} has {size} bytes, the run allows {limit}")
-        return Upload(self, digest, size, self._part(digest))
+        self.path(digest)  # checks the name
+        return self._uploads.begin(digest, size, limit)
 
     def drop(self, digest: str) -> None:
         """Remove the blob if it is there."""
-        self.path(digest).unlink(missing_ok=True)
+        self._verified.pop(digest, None)
+        try:
+            self.path(digest).unlink(missing_ok=True)
+        except OSError as error:  # it costs space, no more
+            log.warning("blob %s can't be removed (%s)", digest[:12], error.strerror)
 
-    def _part(self, digest: str) -> Path:
-        self.path(digest)  # checks the name
-        return self._uploads / f"{digest}.part"
+    def lost(self, refs: Iterable[BlobRef]) -> list[str]:
+        """Digests of `refs` that are not there, or of another size: moved aside."""
+        found = []
+        for ref in refs:
+            if not self.has(ref.digest):
+                found.append(ref.digest)
+            elif self.size(ref.digest) != ref.size:
+                self._set_aside(ref.digest, "has another size than it had")
+                found.append(ref.digest)
+        return found
 
-    def _settle(self, part: Path, path: Path) -> None:
-        path.parent.mkdir(exist_ok=True)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+    def clean(self) -> None:
+        """Remove what a process that died left behind. Only for the folder's one owner."""
+        self._uploads.clean()
+
+    def _settle(self, part: Path, digest: str) -> None:
+        """Make a whole file count: durable first, then under its name."""
+        path = self.path(digest)
+        if not path.parent.exists():
+            path.parent.mkdir(exist_ok=True)
+            _sync(self._folder)
+        _sync(part)
         part.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
+        self._verified[digest] = _stamp(path)
+
+    def _set_aside(self, digest: str, what: str) -> DamagedBlob:
+        self._verified.pop(digest, None)
+        with contextlib.suppress(OSError):  # a disk that can't be written to: it stays
+            self._damaged.mkdir(exist_ok=True)
+            self.path(digest).replace(self._damaged / digest)
+        return DamagedBlob(digest, what)
 
 
-class Upload:
-    """An upload under way. `write` parts in order, then `finish`."""
-
-    def __init__(self, store: BlobStore, digest: str, size: int, part: Path) -> None:
-        self._store, self._digest, self._size, self._part = store, digest, size, part
-        try:
-            self._file = part.open("ab")
-        except OSError as error:
-            raise _disk(error) from None
-        self.received = self._file.tell()
-
-    def write(self, data: bytes) -> None:
-        """Append a part.
-
-        Raises:
-            TooLarge: more bytes than announced.
-        """
-        if self.received + len(data) > self._size:
-            self._discard()
-            raise TooLarge(
-                f"blob {self._digest[:12]} has more bytes than the {self._size} announced"
-            )
-        try:
-            self._file.write(data)
-            self._file.flush()  # a full disk shows here, not when the file is closed
-        except OSError as error:
-            raise _disk(error) from None
-        self.received += len(data)
-
-    def pause(self) -> None:
-        """Keep what came so far; a later upload goes on there."""
-        with contextlib.suppress(OSError):  # bytes that `write` failed at, and said so
-            self._file.close()
-
-    def finish(self) -> BlobRef:
-        """Check the digest and make the blob count.
-
-        Raises:
-            Malformed: the bytes are not those of the digest; they are discarded.
-        """
-        self._file.close()
-        with self._part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self._digest:
-            self._discard()
-            raise Malformed(f"the bytes sent as blob {self._digest[:12]} are those of {found[:12]}")
-        try:
-            self._store._settle(self._part, self._store.path(self._digest))
-        except OSError as error:
-            raise _disk(error) from None
-        return BlobRef("", self._digest, self._size)
-
-    def _discard(self) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+def _absent(digest: str) -> Refused:
+    return Refused(f"the coordinator has no blob {digest[:12]}")
 
 
-def _disk(error: OSError) -> WorldError:
-    return WorldError(f"a blob can't be written ({error.strerror}); make room on the disk")
+def _stamp(path: Path) -> _Stamp:
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns, facts.st_ino
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Result, UnitKey, UnitKind
-from smalltalk_fed.errors import Malformed, PeerError, Refused
+from smalltalk_fed.errors import DamagedBlob, Malformed, PeerError, Refused
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.mixture.idlists import decode_experts
 from smalltalk_fed.mixture.scores import decode_scores
@@ -30,6 +30,10 @@ def check_result(manifest: RunManifest, result: Result, blobs: BlobStore) -> Non
             raise Malformed(f"output '{ref.name}' of {result.unit_id} has another size than said")
         try:
             _check_output(manifest, key, ref, blobs)
+        except DamagedBlob:  # our disk's fault: it was moved aside, and must come again
+            raise Refused(
+                f"output '{ref.name}' of {result.unit_id} was damaged; put it again"
+            ) from None
         except (ValueError, PeerError) as error:
             raise Malformed(f"output '{ref.name}' of {result.unit_id}: {error}") from None
 

@@ -3,18 +3,19 @@
 Rules: one event loop drives one coordinator. Messages that are there together are handled
 together and committed in one transaction (group commit); no answer leaves before its events
 are durable. A commit that fails, or a bug in the core, stops the host: `wait_stopped`
-raises. Jobs run in one worker process. It knows neither gRPC nor Flower.
+raises. Every `snapshot_events` events the state is kept beside them, written aside; one that
+can't be written is logged and tried again later. Jobs run in a worker process. A blob that is
+damaged or gone is the core's matter (`blob_damaged`). It knows neither gRPC nor Flower.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,31 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.errors import PeerError, SmalltalkError, WorldError
+from smalltalk_fed.core.retention import needed_blobs
+from smalltalk_fed.errors import DamagedBlob, PeerError, SmalltalkError, WorldError
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.checks import check_result
 from smalltalk_fed.host.clock import Clock
-from smalltalk_fed.host.jobs import end_with_parent, run_job_counted
-from smalltalk_fed.host.journal import Journal
+from smalltalk_fed.host.database import DamagedJournal
+from smalltalk_fed.host.journal import JournalLike
+from smalltalk_fed.host.recovery import keep_snapshot, recover, take_snapshot
+from smalltalk_fed.host.workers import Worker
 
-JOB_TRIES = 3
+log = logging.getLogger("smalltalk.host")
+
+SNAPSHOT_EVENTS = 10_000
+
+
+@dataclass(frozen=True)
+class _LostBlob:
+    digest: str
+    by_job: bool = False  # a job is waiting for it
 
 
 @dataclass(frozen=True)
 class _Inbound:
-    message: msg.Request | msg.JobFinished | msg.JobFailed
-    conversation: int
+    message: msg.Request | msg.JobFinished | msg.JobFailed | _LostBlob
+    conversation: int = 0
 
 
 class Host:
@@ -45,19 +57,25 @@ class Host:
     def __init__(
         self,
         manifest: RunManifest,
-        journal: Journal,
+        journal: JournalLike,
         blob_folder: Path,
         clock: Clock,
         *,
         on_decision: Callable[[msg.Decision], None] = lambda decision: None,
         on_finished: Callable[[Coordinator, BlobStore], None] = lambda coordinator, blobs: None,
+        snapshot_events: int = SNAPSHOT_EVENTS,
     ) -> None:
         self.manifest = manifest
         self.clock = clock
         self.blobs = BlobStore(blob_folder)
-        self.coordinator = Coordinator.replay(manifest, journal.events(), clock.now())
+        self.blobs.clean()
+        self.coordinator, self._snapshot_at = recover(manifest, journal, clock.now())
         self._journal = journal
-        self._blob_folder = blob_folder
+        # A thread of its own: a commit must not queue behind uploads that are written.
+        self._commits = ThreadPoolExecutor(1, "journal")
+        self._snapshot_events = snapshot_events
+        self._snapshot: asyncio.Task[None] | None = None
+        self._worker = Worker(manifest, blob_folder)
         self._on_decision = on_decision
         self._on_finished = on_finished
         self._inbox: deque[_Inbound] = deque()
@@ -66,10 +84,8 @@ class Host:
         self._conversations = 0
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pool: ProcessPoolExecutor | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._finished_seen = False
-        self.worker_cpu_s = 0.0  # of the present worker process, as of its last job
 
     # --------------------------------------------------------------------------- from outside
 
@@ -102,6 +118,15 @@ class Host:
             if self._answers.pop(conversation, None) is not None:
                 self.coordinator.forget(conversation)  # the peer is gone
 
+    def blob_lost(self, digest: str) -> None:
+        """A blob turned out damaged or gone: let the core find a remedy, if it needs the blob."""
+        self._tell(_LostBlob(digest))
+
+    @property
+    def worker_cpu_s(self) -> float:
+        """CPU seconds of the present worker process, as of its last job."""
+        return self._worker.cpu_s
+
     def keep(self, key: str, value: object) -> None:
         """Keep a JSON value in the journal's file beside the events (such as the ledger)."""
         self._journal.put(key, value)
@@ -115,8 +140,10 @@ class Host:
                 await self._loop_task
         for task in list(self._tasks):
             task.cancel()
-        if self._pool:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._snapshot:
+            await self._snapshot  # the journal is closed next
+        self._worker.stop()
+        self._commits.shutdown()
 
     async def wait_stopped(self) -> None:
         """Wait until the loop ends.
@@ -132,6 +159,7 @@ class Host:
     async def _loop(self) -> None:
         try:
             await self._settle(self.coordinator.start(self.clock.now()))
+            self._check_blobs()
             while not self._stopping:
                 await self._wait()
                 await self._turn()
@@ -156,10 +184,7 @@ class Host:
         for inbound in batch:
             now = self.clock.now()
             try:
-                if isinstance(inbound.message, msg.JobFinished | msg.JobFailed):
-                    part = self.coordinator.job_done(inbound.message, now)
-                else:
-                    part = self.coordinator.handle(inbound.message, inbound.conversation, now)
+                part = self._handle(inbound, now)
             except PeerError as error:
                 future = self._answers.get(inbound.conversation)
                 if future and not future.done():
@@ -171,10 +196,22 @@ class Host:
             ready.add(self.coordinator.tick(self.clock.now()))
         await self._settle(ready)
 
+    def _handle(self, inbound: _Inbound, now: float) -> Ready:
+        match inbound.message:
+            case msg.JobFinished() | msg.JobFailed():
+                return self.coordinator.job_done(inbound.message, now)
+            case _LostBlob():
+                return self._lost(inbound.message, now)
+            case _:
+                return self.coordinator.handle(inbound.message, inbound.conversation, now)
+
     async def _settle(self, ready: Ready) -> None:
         """Commit, then answer, then start what was asked for."""
         if ready.events:
-            await asyncio.to_thread(self._journal.append, ready.events)
+            await asyncio.get_running_loop().run_in_executor(
+                self._commits, self._journal.append, ready.events
+            )
+            self._maybe_snapshot()
         for reply in ready.replies:
             future = self._answers.get(reply.conversation)
             if future and not future.done():
@@ -187,35 +224,52 @@ class Host:
             self._spawn(self._run_job(job))
         if self.coordinator.state.phase is Phase.FINISHED and not self._finished_seen:
             self._finished_seen = True
-            await asyncio.to_thread(self._on_finished, self.coordinator, self.blobs)
+            try:
+                await asyncio.to_thread(self._on_finished, self.coordinator, self.blobs)
+            except DamagedBlob as error:
+                log.error("the finished run can't be packaged: %s", error)
+                self.blob_lost(error.digest)
+
+    def _check_blobs(self) -> None:
+        """Find what the run needs and what went from the disk while nobody served."""
+        for digest in self.blobs.lost(needed_blobs(self.coordinator.state).values()):
+            self.blob_lost(digest)
+
+    def _lost(self, lost: _LostBlob, now: float) -> Ready:
+        state, digest = self.coordinator.state, lost.digest
+        known = digest not in needed_blobs(state) or self.blobs.has(digest)
+        if known and not lost.by_job:
+            return Ready()  # the remedy is under way or done
+        reason = f"blob {digest[:12]} is damaged or gone on the coordinator's disk"
+        log.error("%s", reason)
+        return self.coordinator.blob_damaged(digest, reason, now)
+
+    def _maybe_snapshot(self) -> None:
+        """Right after a commit, when the state is that of the journal's last event."""
+        due = self._journal.last_id >= self._snapshot_at + self._snapshot_events
+        if due and (self._snapshot is None or self._snapshot.done()):
+            self._snapshot_at = self._journal.last_id
+            taken = take_snapshot(self.coordinator.state)
+            self._snapshot = asyncio.create_task(self._keep_snapshot(self._snapshot_at, taken))
+
+    async def _keep_snapshot(self, up_to: int, taken: bytes) -> None:
+        try:
+            await asyncio.to_thread(keep_snapshot, self._journal, up_to, taken)
+        except DamagedJournal as error:  # what is in memory is right, the run can go on
+            log.error("old events can't be read any more: %s", error)
+        except WorldError as error:
+            log.warning("the snapshot at event %d was not kept: %s", up_to, error)
 
     async def _run_job(self, job: msg.Job) -> None:
-        outcome: msg.JobFinished | msg.JobFailed
-        for attempt in range(1, JOB_TRIES + 1):
-            try:
-                outcome, self.worker_cpu_s = await asyncio.get_running_loop().run_in_executor(
-                    self._workers(), run_job_counted, self.manifest, job, self._blob_folder
-                )
-                break
-            except BrokenProcessPool:  # out of memory, most likely
-                self._pool = None
-                outcome = msg.JobFailed(
-                    job.job_id, f"the worker process died {attempt} times; it may need more memory"
-                )
-            except (SmalltalkError, ValueError, OSError, MemoryError) as error:
-                outcome = msg.JobFailed(job.job_id, str(error) or type(error).__name__)
-                break
-        self._inbox.append(_Inbound(outcome, 0))
-        self._wake.set()
+        try:
+            self._tell(await self._worker.run(job))
+        except DamagedBlob as error:
+            log.error("%s can't be done: %s", job.job_id, error)
+            self._tell(_LostBlob(error.digest, by_job=True))
 
-    def _workers(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # Spawned, not forked: gRPC's threads don't survive a fork.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(
-                max_workers=1, mp_context=context, initializer=end_with_parent
-            )
-        return self._pool
+    def _tell(self, message: msg.JobFinished | msg.JobFailed | _LostBlob) -> None:
+        self._inbox.append(_Inbound(message))
+        self._wake.set()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

@@ -87,7 +87,7 @@ def _assign(manifest: RunManifest, job: AssignJob, blobs: BlobStore) -> JobFinis
         scores_NxE = np.empty((count, manifest.experts), np.float32)
         for expert, ref in enumerate(job.scores):
             try:
-                scores_NxE[:, expert] = decode_scores(blobs.get(ref.digest), count)
+                scores_NxE[:, expert] = decode_scores(blobs.need(ref), count)
             except ValueError as error:
                 culprit = f"router_round/{expert}/{job.round - 1}"
                 return JobFailed(job.job_id, f"score block refused: {error}", culprit)
@@ -112,7 +112,7 @@ def _segments(manifest: RunManifest, job: SegmentsJob, blobs: BlobStore) -> JobF
     for index, ref in enumerate(job.shards):
         start, stop = manifest.shard_range(index)
         try:
-            expert_N = decode_experts(blobs.get(ref.digest), stop - start, manifest.experts)
+            expert_N = decode_experts(blobs.need(ref), stop - start, manifest.experts)
         except ValueError as error:
             return JobFailed(job.job_id, f"assignment refused: {error}", f"shard/{index}")
         load_E = np.bincount(expert_N, minlength=manifest.experts)

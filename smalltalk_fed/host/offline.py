@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.host.clock import Clock
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.journal import Journal
+from smalltalk_fed.host.recovery import recover
 from smalltalk_fed.host.status import run_status
 from smalltalk_fed.telemetry.ledger import Ledger
 
@@ -26,8 +26,9 @@ def decide_offline(folder: RunFolder, message: msg.Request, clock: Clock) -> msg
     with folder.locked():
         journal = Journal(folder.journal)
         try:
-            coordinator = Coordinator.replay(folder.manifest, journal.events(), clock.now())
-            ready = coordinator.handle(message, 1, clock.now())
+            now = max(clock.now(), journal.last_at)
+            coordinator, _ = recover(folder.manifest, journal, now)
+            ready = coordinator.handle(message, 1, now)
             journal.append(ready.events)
             return ready.replies[0].answer
         finally:
@@ -38,10 +39,11 @@ def status_offline(folder: RunFolder, clock: Clock) -> dict[str, Any]:
     """The run as its journal has it; nodes are all away."""
     journal = Journal(folder.journal)
     try:
-        coordinator = Coordinator.replay(folder.manifest, journal.events(), clock.now())
+        now = max(clock.now(), journal.last_at)
+        coordinator, _ = recover(folder.manifest, journal, now)
         ledger = Ledger.from_json(journal.get("ledger") or [])
         return {
-            **run_status(coordinator, clock.now()),
+            **run_status(coordinator, now),
             "bytes": {**ledger.totals(), "rows": ledger.to_json()},
             "coordinator": None,
             "mixture": str(folder.mixture) if folder.mixture.exists() else None,

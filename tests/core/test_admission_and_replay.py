@@ -44,6 +44,16 @@ def test_a_token_lets_one_machine_in_and_the_same_one_again(invited: World) -> N
         invited.ask(msg.Enrol(SECRET, key("b"), "b"))
 
 
+def test_an_invitation_said_again_does_not_forget_who_used_it(invited: World) -> None:
+    enrolled = invited.answer(msg.Enrol(SECRET, key("a"), "a"))
+    events = list(invited.journal)
+    invited.ask(msg.MakeInvite(SECRET, invited.now + 60, uses=1))  # its first answer got lost
+    assert invited.journal == events
+    assert invited.answer(msg.Enrol(SECRET, key("a"), "a")) == enrolled
+    with pytest.raises(Unauthenticated, match="has been used"):
+        invited.ask(msg.Enrol(SECRET, key("b"), "b"))
+
+
 def test_an_expired_token_lets_nobody_in(invited: World) -> None:
     invited.advance(61)
     with pytest.raises(Unauthenticated, match="expired"):

@@ -1,0 +1,140 @@
+"""Blobs of the simulated run: references without bytes, and id lists that are real.
+
+Rules: an output's digest is a function of the unit and its inputs alone, so copies of a unit
+agree, as real ones must. Who gets which sequence is really computed (at random, with exact
+capacities, by the project's own functions), so that "every sequence in exactly one segment"
+can be checked on what the journal names. Everything else is a size without content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core.messages import AssignJob, Job, JobFinished
+from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKind
+from smalltalk_fed.mixture.assignment import equal_capacity, random_assignment, weighted_capacity
+from smalltalk_fed.mixture.idlists import HEADER_BYTES, decode_ids, encode_ids
+from smalltalk_fed.mixture.permutation import chunk_ids, shard_ids
+from smalltalk_fed.mixture.segments import segments_from_shards
+
+CONFIG_BYTES = 700
+
+
+class Blobs:
+    """The coordinator's blob store: which digests are there; bytes of id lists only."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self.dropped: dict[str, int] = {}
+        self._lists: dict[str, bytes] = {}
+
+    def put(self, ref: BlobRef) -> None:
+        """A whole upload."""
+        self.sizes[ref.digest] = ref.size
+
+    def put_ids(self, name: str, ids: NDArray[np.int64]) -> BlobRef:
+        """Store a list of ids."""
+        data = encode_ids(ids)
+        ref = BlobRef(name, hashlib.sha256(data).hexdigest(), len(data))
+        self.sizes[ref.digest], self._lists[ref.digest] = ref.size, data
+        return ref
+
+    def ids(self, digest: str) -> NDArray[np.int64]:
+        """A list's ids; KeyError if it is not here."""
+        return decode_ids(self._lists[digest])
+
+    def drop(self, digest: str) -> None:
+        """Forget a blob."""
+        size = self.sizes.pop(digest, None)
+        self._lists.pop(digest, None)
+        if size is not None:
+            self.dropped[digest] = size
+
+
+def output_refs(manifest: RunManifest, unit: Unit, names: tuple[str, ...]) -> tuple[BlobRef, ...]:
+    """The outputs of `unit`, whoever computes it."""
+    inputs = ",".join(ref.digest for ref in unit.inputs)
+    made_from = f"{unit.unit_id}|{inputs}|{unit.start_step}|{unit.weights}"
+    return tuple(
+        BlobRef(name, _digest(f"{made_from}|{name}"), _size(manifest, unit, name)) for name in names
+    )
+
+
+def state_ref(manifest: RunManifest, unit: Unit, step: int) -> BlobRef:
+    """The weights of an expert part-way."""
+    inputs = ",".join(ref.digest for ref in unit.inputs)
+    made_from = f"{unit.unit_id}|{inputs}|{unit.start_step}|{step}"
+    return BlobRef("weights", _digest(made_from), _size(manifest, unit, "weights"))
+
+
+def do_job(manifest: RunManifest, job: Job, blobs: Blobs) -> JobFinished:
+    """What the coordinator's worker process does, with chance in place of scores."""
+    config, experts = manifest.config, manifest.experts
+    if isinstance(job, AssignJob):
+        count = config.router.chunk_sequences
+        ids = chunk_ids(config.run.seed, manifest.train_sequences, job.round - 1, count)
+        made_from = f"{job.job_id}|{','.join(ref.digest for ref in job.scores)}|{job.weights}"
+        expert_N = _expert_list(manifest, count, job.weights, _digest(made_from))
+        lists = [ids[expert_N == expert] for expert in range(experts)]
+        outputs = tuple(blobs.put_ids("share", ids) for ids in lists)
+    else:
+        shards = []
+        for index, ref in enumerate(job.shards):
+            start, stop = manifest.shard_range(index)
+            expert_N = _expert_list(manifest, stop - start, job.weights, ref.digest)
+            ids = shard_ids(config.run.seed, manifest.train_sequences, start, stop)
+            shards.append((ids, expert_N))
+        lists = segments_from_shards(shards, experts)
+        outputs = tuple(blobs.put_ids("segment", ids) for ids in lists)
+    figures = {f"load_{expert}": float(len(ids)) for expert, ids in enumerate(lists)}
+    return JobFinished(job.job_id, outputs, figures)
+
+
+def _expert_list(
+    manifest: RunManifest, count: int, weights: tuple[float, ...], digest: str
+) -> NDArray[np.int32]:
+    configured = manifest.config.assignment.capacity
+    if weights:
+        capacity_E = weighted_capacity(count, weights)
+    elif isinstance(configured, str):
+        capacity_E = equal_capacity(count, manifest.experts)
+    else:
+        capacity_E = weighted_capacity(count, configured)
+    return random_assignment(count, capacity_E, bytes.fromhex(digest))
+
+
+def _size(manifest: RunManifest, unit: Unit, name: str) -> int:
+    config = manifest.config
+    match name:
+        case "parameters":
+            return 4 * config.router.model.parameters(manifest.vocabulary)
+        case "scores":
+            return HEADER_BYTES + 2 * config.router.chunk_sequences
+        case "experts" if unit.key.index == HELDOUT:
+            return HEADER_BYTES + manifest.heldout_sequences
+        case "experts":
+            start, stop = manifest.shard_range(unit.key.index)
+            return HEADER_BYTES + stop - start
+        case "config":
+            return CONFIG_BYTES
+        case _:
+            return 4 * config.expert.model.parameters(manifest.vocabulary)
+
+
+def mean_share(manifest: RunManifest, unit: Unit) -> float:
+    """Sequences of a router's share, as a multiple of an equal one; 1 for other units."""
+    share = unit.input("share") if unit.key.kind is UnitKind.ROUTER_ROUND else None
+    if share is None:
+        return 1.0
+    widest = manifest.train_sequences - 1
+    width = 2 if widest < 1 << 16 else 4 if widest < 1 << 32 else 8
+    count = (share.size - HEADER_BYTES) / width
+    return count * manifest.experts / manifest.config.router.chunk_sequences
+
+
+def _digest(made_from: str) -> str:
+    return hashlib.sha256(made_from.encode()).hexdigest()

@@ -1,0 +1,265 @@
+"""The coordinator's process: the duties of `core`'s caller, on a simulated disk.
+
+Rules: as the real host does. Messages that are there together are handled together; their
+events are one commit, which takes the disk's time, and no answer leaves before it is
+durable; meanwhile messages wait. Jobs take time. A crash loses memory and what is not
+durable; a restart replays the disk and calls `start`. Crashes are addressed by the commit
+that they happen at, counted over all processes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.coordinator import Coordinator, Ready
+from smalltalk_fed.core.events import from_json, to_json
+from smalltalk_fed.core.units import Result
+from smalltalk_fed.errors import PeerError, Refused
+from smalltalk_fed.simulation.contents import Blobs, do_job
+from smalltalk_fed.simulation.faults import BadBlock, CommitPoint, CoordinatorCrash
+from smalltalk_fed.simulation.invariants import Rule, Violation, Watch
+from smalltalk_fed.simulation.measures import Measures
+from smalltalk_fed.simulation.network import Call
+from smalltalk_fed.simulation.scenario import Scenario
+from smalltalk_fed.simulation.world import World
+
+_ROW_BYTES = 24  # of a journal's row beside its kind and body, about
+_ROUNDING_S = 1e-6
+
+
+class CoordinatorHost:
+    """One run's coordinator, through all its processes."""
+
+    def __init__(
+        self,
+        world: World,
+        scenario: Scenario,
+        blobs: Blobs,
+        watch: Watch,
+        measures: Measures,
+        make: type[Coordinator] = Coordinator,
+    ) -> None:
+        self._world, self._scenario, self._make = world, scenario, make
+        self._blobs, self._watch, self._measures = blobs, watch, measures
+        self.coordinator: Coordinator
+        self.up = False
+        self.rows: list[tuple[str, str]] = []  # what is durable
+        self.commit_s = scenario.commit_s
+        self._crashes = [f for f in scenario.faults if isinstance(f, CoordinatorCrash)]
+        self._bad_blocks = {f.job: f.expert for f in scenario.faults if isinstance(f, BadBlock)}
+        self._commits = self._jobs = self._conversations = 0
+        self._clock_offset_s = 0.0
+        self._process = 0
+        self._inbox: deque[tuple[msg.Request | msg.JobFinished | msg.JobFailed, int]] = deque()
+        self._open: dict[int, tuple[msg.Request, Call | None]] = {}
+        self._committing = False
+        self._wake_at = float("inf")
+        self._replayed_rows = 0
+
+    def now(self) -> float:
+        """What this machine's clock says."""
+        return self._world.now + self._clock_offset_s
+
+    # ------------------------------------------------------------------------- its processes
+
+    def boot(self) -> None:
+        """Start a process on what the disk has."""
+        self.up, self._committing, self._wake_at = True, False, float("inf")
+        self._process += 1
+        self._inbox.clear()
+        self._open.clear()
+        events = (from_json(kind, body) for kind, body in self.rows)
+        self.coordinator = self._make.replay(self._scenario.manifest, events, self.now())
+        if self._process > 1:
+            self._measures.restarts += 1
+            self._watch.restarted(self.coordinator)
+        self._world.note(f"coordinator starts with {len(self.rows)} events")
+        self._settle(self.coordinator.start(self.now()))
+
+    def crash(self, down_s: float) -> None:
+        """kill -9; it is started again after `down_s`."""
+        self._world.note("coordinator is killed")
+        self.up = False
+        self._process += 1
+        for _, call in self._open.values():
+            if call is not None:
+                call.line.reset(call)
+        self._open.clear()
+        self._world.after(down_s, self.boot)
+
+    # ------------------------------------------------------------------------------ messages
+
+    def receive(self, message: msg.Request, call: Call | None) -> None:
+        """A request arrives; None: a duplicate whose answer nobody gets."""
+        if isinstance(message, msg.Exchange):
+            try:
+                for result in (message.finished, message.collected):
+                    self._check_uploaded(result)
+            except PeerError as error:
+                if call is not None:
+                    call.answer(error)
+                return
+        self._conversations += 1
+        if call is not None:
+            call.conversation = self._conversations
+        self._open[self._conversations] = (message, call)
+        self._inbox.append((message, self._conversations))
+        if not self._committing:
+            self._turn()
+
+    def hang_up(self, call: Call) -> None:
+        """Whoever asked is gone."""
+        if self.up and self._open.pop(call.conversation, None) is not None:
+            self.coordinator.forget(call.conversation)
+
+    def _check_uploaded(self, result: Result | None) -> None:
+        for ref in result.outputs if result else ():
+            if ref.digest not in self._blobs.sizes:
+                raise Refused(f"output '{ref.name}' of {result.unit_id} was not uploaded")  # type: ignore[union-attr]
+
+    def _turn(self) -> None:
+        """Everything that is there now: one commit, then the answers."""
+        ready = Ready()
+        while self._inbox:
+            message, conversation = self._inbox.popleft()
+            if isinstance(message, msg.JobFinished | msg.JobFailed):
+                self._world.note(f"job {message.job_id} ends")
+                ready.add(self.coordinator.job_done(message, self.now()))
+                continue
+            try:
+                part = self.coordinator.handle(message, conversation, self.now())
+            except PeerError as error:
+                _, call = self._open.pop(conversation, (None, None))
+                if call is not None:
+                    call.answer(error)
+                continue
+            self._watch.handled(message, conversation)
+            ready.add(part)
+        self._tick(ready)
+        self._settle(ready)
+
+    def _tick(self, ready: Ready) -> None:
+        due = self.coordinator.deadline()
+        if due is None or due > self.now() + _ROUNDING_S:
+            return
+        ready.add(self.coordinator.tick(max(due, self.now())))
+        after = self.coordinator.deadline()
+        if after is not None and after <= due:
+            raise Violation(Rule.TIME, f"it stays {due - self.now():.3f} s from now")
+
+    # -------------------------------------------------------------------------------- commits
+
+    def _settle(self, ready: Ready) -> None:
+        if not ready.events:
+            self._release(ready.replies, self._world.now)
+            self._finish(ready)
+            return
+        self._commits += 1
+        crash = next((c for c in self._crashes if c.commit == self._commits), None)
+        if crash is not None and crash.point is CommitPoint.LOST:
+            self._die(crash)
+            return
+        self._committing = True
+        decided_at = self._world.now
+        self._world.after(self.commit_s, self._durable, ready, crash, decided_at, self._process)
+
+    def _durable(
+        self, ready: Ready, crash: CoordinatorCrash | None, decided_at: float, process: int
+    ) -> None:
+        if process != self._process:
+            return
+        rows = [to_json(event) for event in ready.events]
+        self.rows += rows
+        self._measures.commits += 1
+        for kind, body in rows:
+            self._measures.journal_bytes += len(kind) + len(body) + _ROW_BYTES
+            self._world.note(f"{kind} {body}")
+        self._watch.durable(ready.events)
+        if crash is not None:
+            half = len(ready.replies) // 2
+            sent = {CommitPoint.DURABLE: 0, CommitPoint.HALF_REPLIED: half}
+            self._release(ready.replies[: sent.get(crash.point, len(ready.replies))], decided_at)
+            self._die(crash)
+            return
+        self._committing = False
+        self._release(ready.replies, decided_at)
+        for digest in ready.released:
+            self._blobs.drop(digest)
+        self._finish(ready)
+
+    def _die(self, crash: CoordinatorCrash) -> None:
+        self._clock_offset_s += crash.clock_jump_s
+        self.crash(crash.down_s)
+
+    def _release(self, replies: Sequence[msg.Reply], decided_at: float) -> None:
+        """Let answers go."""
+        for reply in replies:
+            message, call = self._open.pop(reply.conversation, (None, None))
+            if message is None:
+                continue  # whoever asked is gone
+            self._watch.leaving(message, reply.conversation, reply.answer, decided_at)
+            self._world.note(_words(message, reply.answer))
+            if call is not None:
+                call.answer(reply.answer)
+
+    def _finish(self, ready: Ready) -> None:
+        """After the answers: jobs, what came meanwhile, and the next deadline."""
+        for job in ready.jobs:
+            self._jobs += 1
+            job_s = self._scenario.work.job_s
+            self._world.after(job_s, self._job_done, job, self._jobs, self._process)
+        if len(self.rows) - self._replayed_rows >= self._scenario.replay_every_events:
+            self.check_replay()
+        if self._inbox:
+            self._turn()
+            return
+        due = self.coordinator.deadline()
+        if due is not None:
+            due = max(due - self._clock_offset_s, self._world.now)
+            if due < self._wake_at:
+                self._wake_at = due
+                self._world.at(due, self._wake, due, self._process)
+
+    def check_replay(self) -> None:
+        """Hard state against the disk; only while nothing is being committed."""
+        if not self._committing and self.up:
+            self._replayed_rows = len(self.rows)
+            self._watch.check_replay(self.coordinator, self.rows, self._make)
+
+    def _wake(self, due: float, process: int) -> None:
+        if process != self._process or due != self._wake_at:
+            return
+        self._wake_at = float("inf")
+        if not self._committing:
+            self._turn()
+
+    def _job_done(self, job: msg.Job, number: int, process: int) -> None:
+        if process != self._process:
+            return
+        manifest, expert = self._scenario.manifest, self._bad_blocks.get(number)
+        outcome: msg.JobFinished | msg.JobFailed
+        if expert is not None and (culprit := _culprit(job, expert)):
+            outcome = msg.JobFailed(job.job_id, "its bytes can't be used", culprit)
+        else:
+            outcome = do_job(manifest, job, self._blobs)
+        self._inbox.append((outcome, 0))
+        if not self._committing:
+            self._turn()
+
+
+def _culprit(job: msg.Job, number: int) -> str:
+    if isinstance(job, msg.SegmentsJob):
+        return f"shard/{number % len(job.shards)}"
+    if not job.scores:
+        return ""
+    return f"router_round/{number % len(job.scores)}/{job.round - 1}"
+
+
+def _words(message: msg.Request, answer: msg.Answer) -> str:
+    who = getattr(message, "node_id", "operator")
+    if not isinstance(answer, msg.Order):
+        return f"{who} {type(message).__name__} {type(answer).__name__}"
+    unit = answer.unit.unit_id if answer.unit else ""
+    return f"{who} {unit}|{answer.accepted}|{answer.cancel}|{answer.stop}|{answer.wait_s:g}"
