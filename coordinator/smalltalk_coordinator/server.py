@@ -161,7 +161,7 @@ def _on_signals(stopping: asyncio.Event) -> None:
 async def _flush_ledger(host: Host, ledger: Ledger) -> None:
     while True:
         await asyncio.sleep(LEDGER_FLUSH_S)
-        await asyncio.to_thread(host.keep, "ledger", ledger.to_json())
+        await asyncio.to_thread(lambda: host.keep("ledger", ledger.to_json()))
 
 
 def _assemble(folder: RunFolder, coordinator: Coordinator, blobs: BlobStore) -> None:

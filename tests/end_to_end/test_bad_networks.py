@@ -99,3 +99,14 @@ def test_an_outage_in_the_middle_of_an_upload_resumes_at_the_offset(apart: Deplo
     left = json.loads((run.folder / "a" / "node-status.json").read_text())["bytes"]["weights_up"]
     # What was under way when the line died comes again: a few parts of 256 KiB.
     assert size < arrived <= left < size + (1 << 20)
+
+
+def test_a_silent_line_that_dies_is_closed_by_the_coordinator(apart: Deploy) -> None:
+    """A held question: neither side has anything to send, so TCP notices nothing."""
+    run, line = apart(
+        Quality(delay_s=0.02, loss=0.0), **{"run.nodes_to_start": 2, "run.poll_s": 600.0}
+    )
+    wait_for(lambda: any(node["present"] for node in run.status()["nodes"]), "the node to join")
+    assert established(run)
+    line.cut()
+    wait_for(lambda: not established(run), "the coordinator to hang up on a dead line")
