@@ -148,9 +148,7 @@ def test_a_disk_that_loses_what_was_committed(monkeypatch: Plant) -> None:
 
     monkeypatch.setattr(CoordinatorHost, "boot", torn)
     rules = {
-        simulate(under_faults(seed)).broken_rule
-        for seed in range(60)
-        if under_faults(seed).faults
+        simulate(under_faults(seed)).broken_rule for seed in range(60) if under_faults(seed).faults
     }
     assert Rule.KEPT.name in rules
 
