@@ -75,8 +75,10 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Serve the run until Ctrl-C; a restarted one goes on where it was."""
+    from smalltalk_coordinator.memory import one_heap
     from smalltalk_coordinator.server import serve as serve_run
 
+    one_heap()
     logs.set_up(as_json=log_json, verbose=verbose)
     run = RunFolder.open(folder)
     where = f"nodes at {run.addresses.run}, newcomers at {run.addresses.enrolment}"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support import naive_scheduling as naive
 from support.core_world import FakeNode, World, make_manifest
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.events import BlobLost, UnitAccepted, UnitRejected
-from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.phases import WORKING, Phase
 from smalltalk_fed.core.retention import needed_blobs
+from smalltalk_fed.core.scheduling import matches
 from smalltalk_fed.core.snapshot import from_json, to_json
 from smalltalk_fed.errors import PeerError
 
@@ -27,14 +30,17 @@ class Runs(RuleBasedStateMachine):
     def begin(self, seed: bool, collect: str) -> None:
         expert = {"init": "seed" if seed else "fresh", "collect": collect, "steps": 50}
         self.world = World(make_manifest(expert=expert))
-        self.nodes = [FakeNode(self.world, name).enrol().join() for name in "abcd"]
+        self.nodes = [
+            FakeNode(self.world, name, tokens_per_s=10.0**i).enrol().join()
+            for i, name in enumerate("abcd")
+        ]
 
-    @rule(which=NODES)
-    def ask(self, which: int) -> None:
+    @rule(which=NODES, fraction=st.sampled_from([0.01, 0.1, 0.2, 0.9]))
+    def ask(self, which: int, fraction: float) -> None:
         node = self.nodes[which]
         node.look()
         with contextlib.suppress(PeerError):
-            node.beat() if node.unit else node.poll()
+            node.beat(fraction) if node.unit else node.poll()
         order = node.look()
         if order and node.unit and order.cancel == node.unit.unit_id:
             node.unit = order.unit
@@ -136,11 +142,28 @@ class Runs(RuleBasedStateMachine):
     @invariant()
     def free_units_are_the_open_ones_that_nobody_holds(self) -> None:
         coordinator = self.world.coordinator
-        state, held = coordinator.state, coordinator.leases.by_unit
-        free = {k for k in state.phase_units() if not state.is_finished(k) and k not in held}
-        assert set(coordinator._dispatch.free()) == free
+        state = coordinator.state
+        assert set(coordinator._dispatch.free()) == set(naive.free_units(state, coordinator.leases))
         assert set(state.open) == {k for k in state.phase_units() if not state.is_finished(k)}
         assert state.joined == sum(bool(n.signing_key) for n in state.nodes.values())
+
+    @invariant()
+    def nobody_waits_for_what_is_there(self) -> None:
+        coordinator, now = self.world.coordinator, self.world.now
+        state, leases = coordinator.state, coordinator.leases
+        if state.phase not in WORKING or now < leases.frozen_until:
+            return
+        free = naive.free_units(state, leases)
+        assert not list(matches(state, leases, free, now))
+        if not free:
+            assert not naive.may_copy(state, leases, now)
+
+    @invariant()
+    def the_deadline_is_no_later_than_a_look_at_everything_says(self) -> None:
+        coordinator, now = self.world.coordinator, self.world.now
+        due = naive.deadline(coordinator.state, coordinator.leases, now)
+        said = coordinator.deadline()
+        assert due == math.inf or (said is not None and said <= due)
 
     def teardown(self) -> None:
         """If all nodes come back, the run ends."""

@@ -45,7 +45,14 @@ class UnitDoer:
             paths[name] = folder / f"input-{name}"
             paths[name].write_bytes(data)
         place = Workplace(self.manifest, self.corpus, folder / "work", folder / "experts", "cpu")
-        done = do_unit(unit, paths, place, lambda fraction, figures: None, lambda: False)
+        done = do_unit(
+            unit,
+            paths,
+            place,
+            lambda fraction, figures: None,
+            lambda path, step: None,
+            lambda: False,
+        )
         outputs = {
             name: source if isinstance(source, bytes) else source.read_bytes()
             for name, source in done.outputs.items()
