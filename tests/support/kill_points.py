@@ -9,12 +9,13 @@ before and after one is dropped. The product knows nothing of it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,28 @@ LABEL_CHARS = 12  # of a digest
 
 @dataclass
 class Points:
-    """Counts the points of this process and kills it at one of them; labels go to a file."""
+    """Counts the points of a coordinator and its worker, and kills both at one of them.
 
-    kill_at: int  # 0: never
+    Labels go to the file `labels`, a line a point; only those with `only` in them count.
+    """
+
+    kill_at: int
     labels: Path
-    count: int = 0
-
-    def __post_init__(self) -> None:
-        self._file = os.open(self.labels, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    only: str = ""
+    coordinator: int = field(default_factory=os.getpid)  # its process id
 
     def reach(self, label: str) -> None:
         """One more point; there may be nothing after it."""
-        self.count += 1
-        os.write(self._file, f"{label}\n".encode())
-        if self.count == self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.only not in label:
+            return
+        with self.labels.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            number = file.read().count(b"\n") + 1
+            file.write(f"{label}\n".encode())
+        if number == self.kill_at:
+            for process in dict.fromkeys((self.coordinator, os.getpid())):
+                os.kill(process, signal.SIGKILL)
 
 
 def install(points: Points) -> None:
@@ -56,10 +64,11 @@ def install(points: Points) -> None:
     after(uploads.Upload, "write", lambda self, data: f"write {_short(self._digest)}")
     after(uploads.Upload, "finish", lambda self: f"finish {_short(self._digest)}")
     around(uploads.Uploads, "write_own", lambda self, digest, data: f"own {_short(digest)}")
-    before(blobs, "_sync", lambda path: f"sync {_short(path.name)}")
+    before(blobs, "sync", lambda path: f"sync {_short(path.name)}")
     around(blobs.BlobStore, "drop", lambda self, digest: f"drop {_short(digest)}")
     before(assemble, "_place", lambda store, digest, target: f"place {target.name}")
     around(assemble, "write_mixture_manifest", lambda folder, manifest: "mixture.json")
+    before(assemble, "sync", lambda path: "sync of the mixture's name")
     around(assemble, "assemble_mixture", lambda *_: "mixture")
 
 

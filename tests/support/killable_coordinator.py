@@ -237,17 +237,12 @@ class Served:
         """Wait until nothing is under way; when time alone will change something."""
         while True:
             before = self.thread.submitted, self.journal.last_id
-            await self._turn()
-            await asyncio.to_thread(lambda: None)  # after the jobs and snapshots before it
-            await self._turn()
+            await asyncio.to_thread(lambda: None)  # after checks, jobs and snapshots before it
+            for _ in range(2):  # what came before the first is committed and answered
+                with contextlib.suppress(Refused):
+                    await self.host.ask(msg.Revoke("nobody"))
             if before == (self.thread.submitted - 1, self.journal.last_id):
                 return self.host.coordinator.deadline()
-
-    async def _turn(self) -> None:
-        """Two turns of the host: what came before the first is committed and answered."""
-        for _ in range(2):
-            with contextlib.suppress(Refused):
-                await self.host.ask(msg.Revoke("nobody"))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from support.killable_coordinator import Coordinator, Died, Zygote
 from support.tiny_units import UnitDoer, signed_result
 
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.events import RoundAssigned, SegmentsMade, UnitAccepted
+from smalltalk_fed.core.events import RoundAssigned, SegmentsMade, UnitAccepted, WeightsCollected
 from smalltalk_fed.core.session import Session
-from smalltalk_fed.core.units import BlobRef, Unit, UnitKind
+from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
 from smalltalk_fed.errors import Refused
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.journal import Journal
@@ -37,6 +37,7 @@ class Work:
     unit: Unit
     ready_at: float
     inputs: dict[str, bytes] = field(default_factory=dict)
+    begun: bool = False  # computed, and what is collected on the way is uploaded
 
 
 @dataclass
@@ -60,8 +61,10 @@ class Node:
             self._join(self.session)
         elif self.question in self.run.coordinator.answers:
             self._hear(self.session, self.run.coordinator.answers.pop(self.question))
+        elif self.work is not None and not self.work.begun:
+            self._begin(self.session, self.work)
         elif self.work is not None and self.run.now >= self.work.ready_at:
-            self._go_on(self.session, self.work)
+            self._end(self.session, self.work)
         else:
             say = self.session.tick(self.run.now).say
             if say is None:
@@ -114,22 +117,36 @@ class Node:
             took_s = HEARTBEATS * answer.heartbeat_s if long else 0.0
             self.work = Work(todo.start, self.run.now + took_s)
 
-    def _go_on(self, session: Session, work: Work) -> None:
-        call, unit = self.run.coordinator.call, work.unit
-        for ref in unit.inputs:
+    def _begin(self, session: Session, work: Work) -> None:
+        for ref in work.unit.inputs:
             if ref.name not in work.inputs:
-                work.inputs[ref.name] = call("get", ref.digest)
-        outputs, figures = self.run.doer.do(unit, work.inputs)
-        refs = tuple(_ref(name, data) for name, data in outputs.items())
-        for ref in refs:
-            while not (state := call("blob_state", ref.digest))[1]:
-                here, part_bytes = state[0], -(-ref.size // PARTS)
-                part = outputs[ref.name][here : here + part_bytes]
-                call("put", ref.name, ref.digest, ref.size, here, part)
-        run_id = self.run.doer.manifest.run_id
-        result = signed_result(self.key, run_id, session.node_id, unit, refs, figures)
-        session.finish(result, self.run.now)
+                work.inputs[ref.name] = self.run.coordinator.call("get", ref.digest)
+        for step, data in self.run.doer.do(work.unit, work.inputs).states.items():
+            self._upload("weights", data)
+            figures = {"step": float(step), "from_step": float(work.unit.start_step)}
+            session.collect(self._signed(session, work, {"weights": data}, figures), self.run.now)
+        work.begun = True
+
+    def _end(self, session: Session, work: Work) -> None:
+        done = self.run.doer.do(work.unit, work.inputs)
+        for name, data in done.outputs.items():
+            self._upload(name, data)
+        session.finish(self._signed(session, work, done.outputs, done.figures), self.run.now)
         self.work = None
+
+    def _upload(self, name: str, data: bytes) -> None:
+        """In parts, from where an upload before broke off."""
+        call, ref = self.run.coordinator.call, _ref(name, data)
+        while not (state := call("blob_state", ref.digest))[1]:
+            here, part_bytes = state[0], -(-ref.size // PARTS)
+            call("put", name, ref.digest, ref.size, here, data[here : here + part_bytes])
+
+    def _signed(
+        self, session: Session, work: Work, outputs: dict[str, bytes], figures: dict[str, float]
+    ) -> Result:
+        refs = tuple(_ref(name, data) for name, data in outputs.items())
+        run_id = self.run.doer.manifest.run_id
+        return signed_result(self.key, run_id, session.node_id, work.unit, refs, figures)
 
 
 @dataclass
@@ -196,6 +213,8 @@ def outcome(folder: RunFolder) -> dict[str, object]:
                 made[f"round {event.round}"] = event.shares
             case SegmentsMade():
                 made["segments"] = event.segments
+            case WeightsCollected():
+                made[f"{event.unit_id} at {event.step}"] = event.outputs
             case UnitAccepted():
                 losses = {k: v for k, v in event.figures.items() if k.endswith(("nll", "loss"))}
                 made[event.unit_id] = (event.outputs, losses)
