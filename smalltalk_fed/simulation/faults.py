@@ -105,6 +105,19 @@ class BadBlock:
 
 
 @dataclass(frozen=True)
+class BlobDamage:
+    """After the nth commit one of the blobs that the run needs is found damaged.
+
+    `which`: its place among them, 0..1. The operator puts it back from a backup, and resumes
+    the run if it stopped for it, after `repair_s`.
+    """
+
+    commit: int
+    which: float
+    repair_s: float
+
+
+@dataclass(frozen=True)
 class OperatorPauses:
     """The operator pauses the run, and resumes it."""
 
@@ -121,6 +134,7 @@ Fault = (
     | Partition
     | SlowDisk
     | BadBlock
+    | BlobDamage
     | OperatorPauses
 )
 FOREVER_S = float("inf")
@@ -137,7 +151,7 @@ def draw_plan(
         unit = 1 + int(rng.expovariate(0.4))
         down_s = rng.choice((1.0, 0.3 * lease_s, 1.2 * lease_s, 4.0 * lease_s))
         at_s, for_s = rng.uniform(0.0, span_s), rng.choice((2.0, 0.5, 1.5, 5.0)) * lease_s
-        match rng.randrange(12):
+        match rng.randrange(13):
             case 0 | 1 | 2:
                 jump_s = rng.choice((0.0, 0.0, 0.0, 3600.0, -3600.0))
                 point = rng.choice(tuple(CommitPoint))
@@ -163,6 +177,9 @@ def draw_plan(
                 elif not pauses:
                     pauses += 1
                     plan.append(OperatorPauses(at_s, for_s))
+            case 11:
+                commit = 1 + int(rng.expovariate(1 / 25))
+                plan.append(BlobDamage(commit, rng.random(), for_s))
             case _:
                 if rng.random() < 0.5:
                     plan.append(UnitFails(node, unit))

@@ -93,6 +93,7 @@ class Scenario:
     sample_s: float = 3600.0  # between two looks from outside
     must_end: bool = True  # not to end within `limit_s` breaks a rule
     replay_every_events: int = 1000
+    snapshot_events: int = 5000  # between two snapshots of the coordinator's state
     assumed: dict[str, str] = field(default_factory=dict)  # said beside the report
 
     @property
@@ -177,7 +178,7 @@ def volunteers(
         work=work,
         network=Network(loss=0.001, duplicate=0.0005, late=0.001),
         policy=policy,
-        limit_s=(12 if paper else 4) * days * DAY_S,
+        limit_s=(60 if paper else 4) * days * DAY_S,
         must_end=False,
         assumed=assumed,
     )
@@ -271,4 +272,5 @@ def under_faults(
         limit_s=DAY_S / 2,
         sample_s=20.0,
         replay_every_events=12,
+        snapshot_events=15,
     )

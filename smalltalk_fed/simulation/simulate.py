@@ -16,7 +16,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.events import UnitAccepted, from_json
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.units import Unit, UnitKey
+from smalltalk_fed.core.units import BlobRef, Unit, UnitKey
 from smalltalk_fed.simulation.availability import Life
 from smalltalk_fed.simulation.contents import Blobs
 from smalltalk_fed.simulation.coordinator_host import CoordinatorHost
@@ -64,6 +64,7 @@ class Simulation:
         self.watch = Watch(world, scenario.manifest, self.blobs)
         self.host = CoordinatorHost(world, scenario, self.blobs, self.watch, self.measures, make)
         self.network.server = self.host
+        self.host.on_damage = self._repair
         secret = hashlib.sha256(b"the one invitation").hexdigest()
         self.shared = Shared(scenario, self.network, self.blobs, self.measures, secret)
         self.machines = [
@@ -166,7 +167,7 @@ class Simulation:
 
     def _set_disk(self, commit_s: float) -> None:
         self.world.note(f"a commit takes {commit_s:g} s")
-        self.host.commit_s = commit_s
+        self.host.disk.commit_s = commit_s
 
     def _operate(
         self, request: msg.Request, then_s: float = 0.0, then: tuple[msg.Request, ...] = ()
@@ -182,6 +183,15 @@ class Simulation:
                 self.world.after(then_s, self._operate, following, then_s, then[1:])
 
         self._operator.call(request, 30.0, done, done, again)
+
+    def _repair(self, ref: BlobRef, repair_s: float) -> None:
+        """The operator puts a damaged blob back, and resumes the run if it stopped for it."""
+
+        def put_back() -> None:
+            self.blobs.restore(ref.digest)
+            self._operate(msg.Resume())
+
+        self.world.after(repair_s, put_back)
 
     # ------------------------------------------------------------------------------- the end
 
@@ -232,7 +242,7 @@ class Simulation:
         scenario, useful_s = self.scenario, 0.0
         steps = scenario.manifest.config.expert.steps
         accepted: dict[str, None] = {}
-        for kind, body in self.host.rows:
+        for kind, body in self.host.disk.rows:
             event = from_json(kind, body)
             if isinstance(event, UnitAccepted):
                 accepted[event.unit_id] = None

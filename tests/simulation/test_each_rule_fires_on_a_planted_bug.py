@@ -143,14 +143,12 @@ def test_a_disk_that_loses_what_was_committed(monkeypatch: Plant) -> None:
     boot = CoordinatorHost.boot
 
     def torn(self: CoordinatorHost) -> None:
-        del self.rows[-2:]
+        del self.disk.rows[-2:]
         boot(self)
 
     monkeypatch.setattr(CoordinatorHost, "boot", torn)
     rules = {
-        simulate(under_faults(seed)).broken_rule
-        for seed in range(60)
-        if under_faults(seed).faults
+        simulate(under_faults(seed)).broken_rule for seed in range(60) if under_faults(seed).faults
     }
     assert Rule.KEPT.name in rules
 
