@@ -23,7 +23,7 @@ from smalltalk_fed.simulation.disk import Disk, take_snapshot
 from smalltalk_fed.simulation.faults import BadBlock, BlobDamage, CommitPoint, CoordinatorCrash
 from smalltalk_fed.simulation.invariants import Rule, Violation, Watch
 from smalltalk_fed.simulation.measures import Measures
-from smalltalk_fed.simulation.network import Call
+from smalltalk_fed.simulation.network import Call, in_words
 from smalltalk_fed.simulation.scenario import Scenario
 from smalltalk_fed.simulation.world import World
 
@@ -58,7 +58,7 @@ class CoordinatorHost:
         self.up = False
         self.disk = Disk(scenario.commit_s)
         self._crashes = [f for f in scenario.faults if isinstance(f, CoordinatorCrash)]
-        self._bad_blocks = {f.job: f.expert for f in scenario.faults if isinstance(f, BadBlock)}
+        self._bad_blocks = {f.job: f for f in scenario.faults if isinstance(f, BadBlock)}
         self._damages = [f for f in scenario.faults if isinstance(f, BlobDamage)]
         self.on_damage: Callable[[BlobRef, float], None] = lambda ref, repair_s: None
         self._commits = self._jobs = self._conversations = 0
@@ -133,7 +133,7 @@ class CoordinatorHost:
     def _check_uploaded(self, result: Result | None) -> None:
         for ref in result.outputs if result else ():
             if ref.digest not in self._blobs.sizes:
-                raise Refused(f"output '{ref.name}' of {result.unit_id} was not uploaded")  # type: ignore[union-attr]
+                raise Refused(f"output '{ref.name}' was not uploaded; put it first")
 
     def _turn(self) -> None:
         """Everything that is there now: one commit, then the answers."""
@@ -241,7 +241,7 @@ class CoordinatorHost:
             if message is None:
                 continue  # whoever asked is gone
             self._watch.leaving(message, reply.conversation, reply.answer, decided_at)
-            self._world.note(_words(message, reply.answer))
+            self._world.note(in_words(message, reply.answer))
             if call is not None:
                 call.answer(reply.answer)
 
@@ -277,36 +277,20 @@ class CoordinatorHost:
     def _job_done(self, job: msg.Job, number: int, process: int) -> None:
         if process != self._process:
             return
-        manifest, expert = self._scenario.manifest, self._bad_blocks.get(number)
+        bad = self._bad_blocks.get(number)
         inputs = job.scores if isinstance(job, msg.AssignJob) else job.shards
         gone = next((ref for ref in inputs if ref.digest not in self._blobs.sizes), None)
         if gone is not None:
             self._tell(_Damaged(gone.digest))
             return
         outcome: msg.JobFinished | msg.JobFailed
-        if expert is not None and (culprit := _culprit(job, expert)):
+        if bad is not None and (culprit := bad.culprit(job)):
             outcome = msg.JobFailed(job.job_id, "its bytes can't be used", culprit)
         else:
-            outcome = do_job(manifest, job, self._blobs)
+            outcome = do_job(self._scenario.manifest, job, self._blobs)
         self._tell(outcome)
 
     def _tell(self, message: _Inbound) -> None:
         self._inbox.append((message, 0))
         if not self._committing:
             self._turn()
-
-
-def _culprit(job: msg.Job, number: int) -> str:
-    if isinstance(job, msg.SegmentsJob):
-        return f"shard/{number % len(job.shards)}"
-    if not job.scores:
-        return ""
-    return f"router_round/{number % len(job.scores)}/{job.round - 1}"
-
-
-def _words(message: msg.Request, answer: msg.Answer) -> str:
-    who = getattr(message, "node_id", "operator")
-    if not isinstance(answer, msg.Order):
-        return f"{who} {type(message).__name__} {type(answer).__name__}"
-    unit = answer.unit.unit_id if answer.unit else ""
-    return f"{who} {unit}|{answer.accepted}|{answer.cancel}|{answer.stop}|{answer.wait_s:g}"

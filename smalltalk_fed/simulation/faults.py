@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 
+from smalltalk_fed.core.messages import Job, SegmentsJob
+
 
 class CommitPoint(StrEnum):
     """Where in a commit the coordinator dies."""
@@ -102,6 +104,14 @@ class BadBlock:
 
     job: int
     expert: int
+
+    def culprit(self, job: Job) -> str:
+        """The unit whose result is bad; empty if the job has none."""
+        if isinstance(job, SegmentsJob):
+            return f"shard/{self.expert % len(job.shards)}"
+        if not job.scores:
+            return ""
+        return f"router_round/{self.expert % len(job.scores)}/{job.round - 1}"
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,9 @@ class Fleet:
     diurnal: bool = False
     always_on: float = 0.15  # share of machines that are never switched off
     life_days: float = 75.0  # until a volunteer leaves for good, on average
-    late_share: float = 0.3  # of volunteers who come some time during the run
-    arrive_within_s: float = 0.0  # the others come within so long
+    arrive_within_s: float = 0.0  # most machines come within so long
+    late_share: float = 0.3  # of volunteers who come later, within `late_s`
+    late_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,12 @@ def volunteers(
     return Scenario(
         seed=seed,
         manifest=manifest,
-        fleet=Fleet(nodes, diurnal=True, arrive_within_s=min(DAY_S, 0.05 * days * DAY_S)),
+        fleet=Fleet(
+            nodes,
+            diurnal=True,
+            arrive_within_s=min(DAY_S, 0.05 * days * DAY_S),
+            late_s=days * DAY_S,
+        ),
         work=work,
         network=Network(loss=0.001, duplicate=0.0005, late=0.001),
         policy=policy,
@@ -264,7 +270,7 @@ def under_faults(
     return Scenario(
         seed=seed,
         manifest=manifest,
-        fleet=Fleet(nodes or drawn_nodes, spread, late_share=0.0, arrive_within_s=arrive_s),
+        fleet=Fleet(nodes or drawn_nodes, spread, arrive_within_s=arrive_s),
         work=work,
         network=Network() if calm else network,
         commit_s=commit_s,

@@ -11,6 +11,7 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator
@@ -108,7 +109,7 @@ class Simulation:
             self._begin_fixed()
         elif scenario.fleet.diurnal:
             for machine in self.machines:
-                Life(world, scenario.fleet, machine, scenario.limit_s / 4)
+                Life(world, scenario.fleet, machine)
         else:
             rng = world.stream("arrivals")
             for machine in self.machines:
@@ -128,7 +129,7 @@ class Simulation:
         if not self._dormant:
             return
         machine = self._dormant.pop(0)
-        life = Life(self.world, self.scenario.fleet, machine, 0.0)
+        life = Life(self.world, replace(self.scenario.fleet, late_share=0.0), machine)
         self.world.at(life.ends_at + _REPLACED_S, self._add_machine)
 
     def _faults_of(self, number: int) -> list[Fault]:
