@@ -129,7 +129,7 @@ def volunteers(
     present = max(1.0, nodes / 2)
     share = min(1.0, experts / present)
     speed = quantile_speed(share / 2) * min(1.0, present / experts)
-    total_s = days * DAY_S * speed * 0.75
+    total_s = days * DAY_S * speed * 0.58
     rounds = max(4, min(32, round(days)))
     steps = 10_000
     chunk = max(experts, 20_000)
@@ -184,7 +184,7 @@ def volunteers(
         work=work,
         network=Network(loss=0.001, duplicate=0.0005, late=0.001),
         policy=policy,
-        limit_s=(60 if paper else 4) * days * DAY_S,
+        limit_s=(8 if paper else 4) * days * DAY_S,
         must_end=False,
         assumed=assumed,
     )
