@@ -1,7 +1,9 @@
 """An expert trained by two processes that torchrun started, as one process would."""
 
+import hashlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from smalltalk_fed.train.group import (
     train_on_node,
 )
 from smalltalk_fed.train.inputs import TrainInputs
+from smalltalk_fed.train.lineage import Start, note_handed_out
 from smalltalk_fed.train.plan import Stopped
 
 SEGMENT = np.arange(0, 96, 2)
@@ -77,6 +80,36 @@ def test_ctrl_c_stops_the_group_in_good_order(make_run, corpus, tmp_path):
             should_stop=interrupt,
         )
     assert list((tmp_path / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_group_hands_out_weights_and_goes_on_from_collected_ones(make_run, corpus, tmp_path):
+    manifest = make_run(expert={"steps": 400, "collect": "every 100 steps"})
+    inputs = TrainInputs("expert", manifest, corpus, tmp_path / "group", 1, SEGMENT)
+    states = {}
+
+    def on_state(step, path):
+        states[step] = path.rename(tmp_path / path.name)
+        digest = hashlib.sha256(states[step].read_bytes()).hexdigest()
+        note_handed_out(inputs.work_folder, step, digest)
+
+    with pytest.raises(Stopped):
+        train_in_group(inputs, processes=2, on_state=on_state, should_stop=lambda: len(states) == 1)
+    (step, state), *_ = states.items()
+    start = Start(step, hashlib.sha256(state.read_bytes()).hexdigest())
+    path, figures = train_in_group(replace(inputs, start=start), processes=2)  # its own checkpoint
+    assert (figures["from_step"], figures["steps"]) == (step, 400)
+    whole = replace(inputs, work_folder=tmp_path / "whole")
+    assert path.read_bytes() == train_in_group(whole, processes=2)[0].read_bytes()
+    other = replace(inputs, work_folder=tmp_path / "other", start=start, state=state)
+    taken_over, _ = train_in_group(other, processes=2)
+    alone = replace(other, work_folder=tmp_path / "alone")
+    expected, _ = train_on_node(alone, device="cpu")
+    assert taken_over.read_bytes() != path.read_bytes()
+    weights = load_file(taken_over)
+    for name, value in load_file(expected).items():
+        torch.testing.assert_close(weights[name], value, rtol=5e-2, atol=2e-2)
 
 
 def test_a_node_without_several_gpus_trains_in_its_own_process(make_run, corpus, tmp_path):
