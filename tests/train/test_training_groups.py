@@ -82,34 +82,58 @@ def test_ctrl_c_stops_the_group_in_good_order(make_run, corpus, tmp_path):
     assert list((tmp_path / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_group_hands_out_weights_and_goes_on_from_collected_ones(make_run, corpus, tmp_path):
+@pytest.fixture
+def collecting(make_run, corpus, tmp_path):
     manifest = make_run(expert={"steps": 400, "collect": "every 100 steps"})
-    inputs = TrainInputs("expert", manifest, corpus, tmp_path / "group", 1, SEGMENT)
+    return TrainInputs("expert", manifest, corpus, tmp_path / "work", 1, SEGMENT)
+
+
+@pytest.fixture
+def collector(collecting, tmp_path):
+    """Keeps what is handed out, and says that it knows it."""
     states = {}
 
     def on_state(step, path):
-        states[step] = path.rename(tmp_path / path.name)
-        digest = hashlib.sha256(states[step].read_bytes()).hexdigest()
-        note_handed_out(inputs.work_folder, step, digest)
+        kept = path.rename(tmp_path / path.name)
+        start = Start(step, hashlib.sha256(kept.read_bytes()).hexdigest())
+        note_handed_out(collecting.work_folder, step, start.state)
+        states[start] = kept
 
+    on_state.states = states
+    return on_state
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_group_hands_out_weights_and_goes_on_from_its_own_checkpoint(
+    collecting, collector, tmp_path
+):
     with pytest.raises(Stopped):
-        train_in_group(inputs, processes=2, on_state=on_state, should_stop=lambda: len(states) == 1)
-    (step, state), *_ = states.items()
-    start = Start(step, hashlib.sha256(state.read_bytes()).hexdigest())
-    path, figures = train_in_group(replace(inputs, start=start), processes=2)  # its own checkpoint
-    assert (figures["from_step"], figures["steps"]) == (step, 400)
-    whole = replace(inputs, work_folder=tmp_path / "whole")
-    assert path.read_bytes() == train_in_group(whole, processes=2)[0].read_bytes()
-    other = replace(inputs, work_folder=tmp_path / "other", start=start, state=state)
-    taken_over, _ = train_in_group(other, processes=2)
-    alone = replace(other, work_folder=tmp_path / "alone")
-    expected, _ = train_on_node(alone, device="cpu")
-    assert taken_over.read_bytes() != path.read_bytes()
-    weights = load_file(taken_over)
-    for name, value in load_file(expected).items():
-        torch.testing.assert_close(weights[name], value, rtol=5e-2, atol=2e-2)
+        train_in_group(
+            collecting,
+            processes=2,
+            on_state=collector,
+            should_stop=lambda: bool(collector.states),
+        )
+    start = next(iter(collector.states))
+    path, figures = train_in_group(replace(collecting, start=start), processes=2)
+    assert (figures["from_step"], figures["steps"]) == (start.step, 400)
+    whole, _ = train_in_group(replace(collecting, work_folder=tmp_path / "whole"), processes=2)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_group_takes_over_what_one_process_had(collecting, collector, tmp_path):
+    train_on_node(collecting, device="cpu", on_state=collector)
+    start, state = next(iter(collector.states.items()))
+    other = replace(collecting, work_folder=tmp_path / "other", start=start, state=state)
+    path, figures = train_in_group(other, processes=2)
+    assert figures["from_step"] == 100
+    alone, _ = train_on_node(replace(other, work_folder=tmp_path / "alone"), device="cpu")
+    weights = load_file(path)
+    for name, value in load_file(alone).items():
+        torch.testing.assert_close(weights[name], value, rtol=5e-2, atol=5e-2)
 
 
 def test_a_node_without_several_gpus_trains_in_its_own_process(make_run, corpus, tmp_path):
