@@ -46,7 +46,7 @@ SETTINGS: dict[str, object] = {
     "sequence.length": SEQUENCE_TOKENS,
     "sequence.prefix": 16,
     "router.model": "router-mini",
-    "router.rounds": 2,
+    "router.rounds": 1,
     "router.chunk_sequences": 128,
     "router.batch_sequences": 8,
     "expert.model": "mini",
@@ -241,13 +241,20 @@ class Executor:
         """Seconds since the start."""
         return time.monotonic() - self._began
 
+    @property
+    def starting_now_s(self) -> float:
+        """Node-seconds of the starts that are under way."""
+        return sum(self.now_s - began_s for began_s in self._starting.values())
+
     def look(self) -> None:
         """Do what is due; start again what ended by itself; see who has begun to train."""
         while self._due and self._due[0][0] <= self.now_s:
             _, begins, fault = self._due.pop(0)
             (self._begin if begins else self._end)(fault)
         for node in [n for n in self._starting if self._world.at_work(n)]:
-            self._measured.starting_s += self.now_s - self._starting.pop(node)
+            began_s = self._starting.pop(node)
+            if not self._measured.seconds:  # the measurement is not over
+                self._measured.starting_s += self.now_s - began_s
         for name, child in self._world.children.items():
             if name not in self._dead and child.poll():
                 self._measured.unplanned_exits += 1
@@ -309,6 +316,7 @@ def measure(
                 time.sleep(LOOK_S)
             measured.steps = sum(world.progress(steps).values()) - before
             measured.seconds = executor.now_s
+            measured.starting_s += executor.starting_now_s
             if to_the_end:
                 finish(world, executor, had, measured)
         finally:
