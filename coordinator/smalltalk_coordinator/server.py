@@ -161,7 +161,11 @@ def _on_signals(stopping: asyncio.Event) -> None:
 async def _flush_ledger(host: Host, ledger: Ledger) -> None:
     while True:
         await asyncio.sleep(LEDGER_FLUSH_S)
-        await asyncio.to_thread(lambda: host.keep("ledger", ledger.to_json()))
+        try:
+            # Made plain in the thread, too: a thousand nodes' rows take a while.
+            await asyncio.to_thread(lambda: host.keep("ledger", ledger.to_json()))
+        except WorldError as error:  # counts of bytes; the next commit says it to all
+            log.warning("%s", error)
 
 
 def _assemble(folder: RunFolder, coordinator: Coordinator, blobs: BlobStore) -> None:

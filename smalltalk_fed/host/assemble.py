@@ -19,6 +19,7 @@ from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, WorldError
 from smalltalk_fed.host.blobs import BlobStore
+from smalltalk_fed.host.durable import sync, sync_tree
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.status import evaluation, routing_rounds, shard_figures
 from smalltalk_fed.mixture.package import (
@@ -41,7 +42,8 @@ def assemble_mixture(folder: RunFolder, state: HardState, blobs: BlobStore) -> b
     """Make `folder.mixture` if the run is finished; False if it is there or not finished.
 
     Raises:
-        WorldError: the disk refuses; nothing half made is left under the mixture's name.
+        DamagedBlob: a part of it is damaged or gone.
+        WorldError: the disk refuses. Either way nothing half made is left.
     """
     if state.phase is not Phase.FINISHED or folder.mixture.exists():
         return False
@@ -55,10 +57,13 @@ def assemble_mixture(folder: RunFolder, state: HardState, blobs: BlobStore) -> b
         routers = _routers(source, making)
         experts = tuple(_expert(source, making, index) for index in range(state.experts))
         write_mixture_manifest(making, _manifest(source, routers, experts))
+        sync_tree(making)
         making.rename(folder.mixture)
+        sync(folder.path)
     except OSError as error:
-        shutil.rmtree(making, ignore_errors=True)
         raise WorldError(f"{folder.mixture} can't be made ({error.strerror}).") from None
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
     return True
 
 
@@ -79,7 +84,7 @@ def _expert(source: _Source, making: Path, index: int) -> ExpertEntry:
     if outputs:
         target = making / name
         target.mkdir()
-        config = source.blobs.get(outputs["config"].digest)
+        config = source.blobs.need(outputs["config"])
         (target / "config.json").write_bytes(_checked_config(config, index))
         _place(source.blobs, outputs["weights"].digest, target / WEIGHTS_FILE)
         for file in (source.folder.path / "tokenizer").iterdir():
@@ -144,7 +149,8 @@ def _manifest(
 
 def _place(blobs: BlobStore, digest: str, target: Path) -> None:
     """The blob under another name: a hard link, or a copy where there are none."""
+    source = blobs.need_file(digest)
     try:
-        os.link(blobs.path(digest), target)
+        os.link(source, target)
     except OSError:
-        shutil.copyfile(blobs.path(digest), target)
+        shutil.copyfile(source, target)

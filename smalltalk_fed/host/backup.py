@@ -22,6 +22,7 @@ from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.errors import DamagedBlob, UserError, WorldError
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.database import explained
+from smalltalk_fed.host.durable import sync, sync_tree
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.journal import Journal
 from smalltalk_fed.host.recovery import recover
@@ -59,11 +60,11 @@ def backup(source: RunFolder, target: Path) -> BackupReport:
         making.mkdir(parents=True, mode=0o700)
         _copy_files(source.path, making)
         report = _copy_state(source, making, target)
-        _sync_tree(making)
+        sync_tree(making)
         if target.exists():
             target.rmdir()
         making.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise WorldError(
             f"the backup {target} can't be made ({error.strerror}); make room there, or name "
@@ -144,18 +145,3 @@ def _place(source: Path, target: Path) -> int:
             return 0
         return 1
     return 0
-
-
-def _sync_tree(folder: Path) -> None:
-    for root, _, names in os.walk(folder):
-        for name in names:
-            _sync(Path(root, name))
-        _sync(Path(root))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,13 +12,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import DamagedBlob, Malformed, Refused
+from smalltalk_fed.host.durable import sync
 from smalltalk_fed.host.uploads import Upload, Uploads
 
 log = logging.getLogger("smalltalk.blobs")
@@ -106,6 +106,14 @@ class BlobStore:
         except Refused:
             raise DamagedBlob(ref.digest, "is gone") from None
 
+    def need_file(self, digest: str) -> Path:
+        """Where a blob lies that the run counts on, checked; raises as `need`."""
+        try:
+            self.verify(digest)
+        except Refused:
+            raise DamagedBlob(digest, "is gone") from None
+        return self.path(digest)
+
     def verify(self, digest: str) -> None:
         """Check the content against the name, once for every state of the file.
 
@@ -180,10 +188,10 @@ class BlobStore:
         path = self.path(digest)
         if not path.parent.exists():
             path.parent.mkdir(exist_ok=True)
-            _sync(self._folder)
-        _sync(part)
+            sync(self._folder)
+        sync(part)
         part.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
         self._verified[digest] = _stamp(path)
 
     def _set_aside(self, digest: str, what: str) -> DamagedBlob:
@@ -201,11 +209,3 @@ def _absent(digest: str) -> Refused:
 def _stamp(path: Path) -> _Stamp:
     facts = path.stat()
     return facts.st_size, facts.st_mtime_ns, facts.st_ino
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,10 +2,11 @@
 
 Rules: one event loop drives one coordinator. Messages that are there together are handled
 together and committed in one transaction (group commit); no answer leaves before its events
-are durable. A commit that fails, or a bug in the core, stops the host: `wait_stopped`
-raises. Every `snapshot_events` events the state is kept beside them, written aside; one that
-can't be written is logged and tried again later. Jobs run in a worker process. A blob that is
-damaged or gone is the core's matter (`blob_damaged`). It knows neither gRPC nor Flower.
+are durable. A commit or a job that finds no room, or a bug in the core, stops the host:
+`wait_stopped` raises. Every `snapshot_events` events the state is kept beside them, written
+aside; one that can't be written is logged and tried again later. Jobs run in a worker
+process. A blob that is damaged or gone is the core's matter (`blob_damaged`). It knows
+neither gRPC nor Flower.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ class Host:
         on_decision: Callable[[msg.Decision], None] = lambda decision: None,
         on_finished: Callable[[Coordinator, BlobStore], None] = lambda coordinator, blobs: None,
         snapshot_events: int = SNAPSHOT_EVENTS,
+        executor: Executor | None = None,
     ) -> None:
+        """`executor`: where jobs run instead of in a worker process; `stop` shuts it down."""
         self.manifest = manifest
         self.clock = clock
         self.blobs = BlobStore(blob_folder)
@@ -75,7 +78,7 @@ class Host:
         self._commits = ThreadPoolExecutor(1, "journal")
         self._snapshot_events = snapshot_events
         self._snapshot: asyncio.Task[None] | None = None
-        self._worker = Worker(manifest, blob_folder)
+        self._worker = Worker(manifest, blob_folder, executor)
         self._on_decision = on_decision
         self._on_finished = on_finished
         self._inbox: deque[_Inbound] = deque()
@@ -86,6 +89,7 @@ class Host:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop_task: asyncio.Task[None] | None = None
         self._finished_seen = False
+        self._trouble: WorldError | None = None  # of a job; it ends the loop
 
     # --------------------------------------------------------------------------- from outside
 
@@ -179,6 +183,8 @@ class Host:
 
     async def _turn(self) -> None:
         """Everything that is there now: one transaction, then the answers."""
+        if self._trouble:
+            raise self._trouble
         batch, self._inbox = self._inbox, deque()
         ready = Ready()
         for inbound in batch:
@@ -266,6 +272,9 @@ class Host:
         except DamagedBlob as error:
             log.error("%s can't be done: %s", job.job_id, error)
             self._tell(_LostBlob(error.digest, by_job=True))
+        except WorldError as error:
+            self._trouble = error
+            self._wake.set()
 
     def _tell(self, message: msg.JobFinished | msg.JobFailed | _LostBlob) -> None:
         self._inbox.append(_Inbound(message))

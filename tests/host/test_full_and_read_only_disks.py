@@ -5,16 +5,23 @@ On a real file system of a few hundred kilobytes in memory, which needs the righ
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.core_world import make_manifest
+from support.hosts import enter, open_host, run
 
+from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.events import Event, NodeRevoked
+from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.errors import WorldError
 from smalltalk_fed.host.blobs import BlobStore
+from smalltalk_fed.host.clock import ManualClock
+from smalltalk_fed.host.host import Host
 from smalltalk_fed.host.journal import Journal
 
 DISK_BYTES = 1 << 20
@@ -158,6 +165,72 @@ def test_a_read_only_disk_is_a_clear_error_and_loses_nothing(disk: Path) -> None
     again = Journal(disk / "j.sqlite")
     assert list(again.events()) == [event(1)]
     again.close()
+
+
+def test_a_host_on_a_full_disk_stops_and_goes_on_with_all_that_it_acknowledged(
+    disk: Path,
+) -> None:
+    acknowledged: list[str] = []
+
+    async def until_it_is_full() -> None:
+        host = open_host(disk)
+        host.start()
+
+        async def invite_for_ever() -> None:
+            while True:
+                secret = hashlib.sha256(b"%d" % len(acknowledged)).hexdigest()
+                await host.ask(msg.MakeInvite(secret, 9e9, 1, "x" * 64))
+                acknowledged.append(secret)
+
+        with pytest.raises(WorldError, match="the coordinator is stopping"):
+            await invite_for_ever()
+        with pytest.raises(WorldError, match="check the disk's space"):
+            await host.wait_stopped()
+        await host.stop()
+
+    async def with_room_again() -> None:
+        host = open_host(disk)
+        host.start()
+        assert set(acknowledged) <= set(host.coordinator.state.invites)
+        await enter(host)
+        await host.stop()
+
+    run(until_it_is_full)
+    assert len(acknowledged) > 50
+    mount("-o", f"remount,size={4 * DISK_BYTES}", disk)
+    run(with_room_again)
+
+
+def test_a_job_that_finds_no_room_stops_the_host_and_never_fails_the_run(
+    disk: Path, tmp_path: Path
+) -> None:
+    """The journal lies elsewhere; only the blobs' disk is full."""
+
+    def host_on(disk: Path) -> Host:
+        journal = Journal(tmp_path / "j.sqlite")
+        return Host(make_manifest(), journal, disk / "blobs", ManualClock())
+
+    async def no_room() -> None:
+        host = host_on(disk)
+        ballast.append(fill(disk))
+        host.start()
+        await enter(host)  # enough nodes: the first chunk is to be divided
+        with pytest.raises(WorldError, match="make room on the disk"):
+            await host.wait_stopped()
+        await host.stop()
+
+    async def room_again() -> None:
+        host = host_on(disk)
+        host.start()
+        assert host.coordinator.state.phase is Phase.ROUTING
+        while not host.coordinator.state.round:
+            await asyncio.sleep(0.01)
+        await host.stop()
+
+    ballast: list[Path] = []
+    run(no_room)
+    ballast[0].unlink()
+    run(room_again)
 
 
 def random_bytes(count: int) -> bytes:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.core_world import make_manifest
+from support.hosts import enter, open_host, run
 
-from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.events import Event, RoundAssigned
 from smalltalk_fed.core.units import BlobRef, Result
@@ -23,27 +24,6 @@ from smalltalk_fed.mixture.idlists import decode_ids
 
 SECRET = hashlib.sha256(b"secret").hexdigest()
 KEY = hashlib.sha256(b"key").hexdigest()
-
-
-def run(work: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), 60))  # type: ignore[arg-type]
-
-
-def open_host(folder: Path, manifest: RunManifest | None = None) -> Host:
-    journal = Journal(folder / "journal.sqlite")
-    return Host(manifest or make_manifest(), journal, folder / "blobs", ManualClock())
-
-
-async def enter(host: Host, name: str = "a") -> str:
-    now = host.clock.now()
-    secret = hashlib.sha256(f"secret {name}".encode()).hexdigest()
-    await host.ask(msg.MakeInvite(secret, now + 60))
-    key = hashlib.sha256(f"key {name}".encode()).hexdigest()
-    enrolled = await host.ask(msg.Enrol(secret, key, name))
-    assert isinstance(enrolled, msg.Enrolled)
-    capabilities = msg.Capabilities(corpus_digest=host.manifest.corpus_digest)
-    await host.ask(msg.Join(enrolled.node_id, 1, 1, b"k" * 32, capabilities))
-    return enrolled.node_id
 
 
 def test_an_answer_means_that_the_journal_has_it(tmp_path: Path) -> None:
@@ -167,23 +147,45 @@ def test_a_peer_that_goes_is_forgotten(tmp_path: Path) -> None:
     run(work)
 
 
-def test_many_messages_at_once_are_one_transaction(tmp_path: Path) -> None:
-    commits: list[int] = []
+class Counting(Journal):
+    """Counts transactions, which are what the disk syncs."""
 
-    class Counting(Journal):
-        def append(self, events: list[Event]) -> None:  # type: ignore[override]
-            commits.append(len(events))
-            super().append(events)
+    def __init__(self, path: Path) -> None:
+        self.commits: list[int] = []
+        super().__init__(path)
+
+    def append(self, events: Sequence[Event]) -> None:
+        self.commits.append(len(events))
+        super().append(events)
+
+
+def test_a_thousand_nodes_are_a_few_syncs(tmp_path: Path) -> None:
+    journal = Counting(tmp_path / "journal.sqlite")
 
     async def work() -> None:
-        journal = Counting(tmp_path / "journal.sqlite")
-        host = Host(make_manifest(), journal, tmp_path / "blobs", ManualClock())
+        host = Host(make_manifest(nodes_to_start=2000), journal, tmp_path / "blobs", ManualClock())
         host.start()
-        secrets = [hashlib.sha256(bytes([n])).hexdigest() for n in range(50)]
-        end = host.clock.now() + 60
-        await asyncio.gather(*(host.ask(msg.MakeInvite(s, end)) for s in secrets))
+        await asyncio.gather(*(enter(host, f"node-{n}") for n in range(1000)))
+        assert host.coordinator.state.joined == 1000
         await host.stop()
 
     run(work)
-    assert sum(commits) == 50
-    assert len(commits) < 10
+    assert sum(journal.commits) == 3 * 1000  # an invitation, an enrolment, a signing key each
+    assert len(journal.commits) < 60
+    assert journal.verify() == 3000
+
+
+def test_a_commit_does_not_queue_behind_uploads_and_checks(tmp_path: Path) -> None:
+    async def work() -> None:
+        host = open_host(tmp_path)
+        host.start()
+        done = threading.Event()
+        busy = [asyncio.create_task(asyncio.to_thread(done.wait)) for _ in range(100)]
+        await asyncio.sleep(0)
+        await host.ask(msg.MakeInvite(SECRET, host.clock.now() + 60))
+        assert not any(task.done() for task in busy)
+        done.set()
+        await asyncio.gather(*busy)
+        await host.stop()
+
+    run(work)
