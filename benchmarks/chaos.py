@@ -76,17 +76,17 @@ def measure(
     own = {"run.experts": arguments.nodes, "run.nodes_to_start": arguments.nodes}
     measured = Measured()
     with processes() as children:
-        world = World(folder, corpus, SETTINGS | own | {"expert.steps": steps}, children, arguments)
+        world = World(folder, corpus, SETTINGS | own, steps, children, arguments)
         try:
             nodes = range(world.nodes)
             world.wait(lambda: all(world.at_work(node) for node in nodes), "all nodes to train")
             had = {world.at_work(node)[0]: node for node in nodes}  # type: ignore[index]
-            before = sum(world.progress(steps).values())
+            before = world.progress()
             executor = Executor(world, schedule, measured)
             while executor.now_s < seconds:
                 executor.look()
                 time.sleep(LOOK_S)
-            measured.steps = sum(world.progress(steps).values()) - before
+            measured.steps = world.progress() - before
             measured.seconds = executor.now_s
             measured.starting_s += executor.starting_now_s
             if to_the_end:
@@ -140,6 +140,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         "tokens_per_s_chaos": round(tokens * chaos.steps / chaos.seconds),
         "away_node_s": round(chaos.away_s, 1),
         "starting_node_s": round(chaos.starting_s, 1),
+        "repeated_node_s": round(chaos.repeated_steps / rate, 1),
         "unplanned_exits": chaos.unplanned_exits,
         "minutes": arguments.minutes,
         "nodes": arguments.nodes,

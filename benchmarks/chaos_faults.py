@@ -77,6 +77,7 @@ class Measured:
     done: list[dict[str, float | str]] = field(default_factory=list)
     away_s: float = 0.0  # node-seconds dead or stopped
     starting_s: float = 0.0  # node-seconds from a process's start to its first step
+    repeated_steps: float = 0.0  # done after the last checkpoint of a process that was killed
     unplanned_exits: int = 0
     lost_units: int = 0
     experts: list[str] = field(default_factory=list)  # digests
@@ -113,9 +114,7 @@ class Executor:
             _, begins, fault = self._due.pop(0)
             (self._begin if begins else self._end)(fault)
         for node in [n for n in self._starting if self._world.at_work(n)]:
-            began_s = self._starting.pop(node)
-            if not self._measured.seconds:  # the measurement is not over
-                self._measured.starting_s += self.now_s - began_s
+            self._started(node)
         for name, child in self._world.children.items():
             if name not in self._dead and child.poll():
                 self._measured.unplanned_exits += 1
@@ -130,8 +129,16 @@ class Executor:
             world.children[name].send_signal(signal.SIGSTOP)
         else:
             self._dead.add(name)
-            world.children[name].kill()
-            world.children[name].wait()
+            at, child = (
+                (world.at_work(fault.node) if fault.node >= 0 else None),
+                world.children[name],
+            )
+            child.kill()
+            child.wait()
+            self._started(fault.node)
+            if at is not None:
+                kept = world.checkpointed(fault.node).get(at[0], 0.0)
+                self._measured.repeated_steps += max(0.0, at[1] * world.steps - kept)
 
     def _end(self, fault: Fault) -> None:
         world, name = self._world, "coordinator" if fault.node < 0 else str(fault.node)
@@ -147,6 +154,12 @@ class Executor:
             self._measured.away_s += lasted_s
         row = asdict(fault) | {"at_s": round(self._since[fault], 2), "lasts_s": round(lasted_s, 2)}
         self._measured.done.append(row)
+
+    def _started(self, node: int) -> None:
+        """A start is over, one way or the other."""
+        began_s = self._starting.pop(node, None)
+        if began_s is not None and not self._measured.seconds:  # the measurement goes on
+            self._measured.starting_s += self.now_s - began_s
 
     def _restart(self, name: str) -> None:
         if name == "coordinator":

@@ -162,11 +162,13 @@ class World:
         folder: Path,
         corpus: Path,
         settings: dict[str, object],
+        steps: int,
         children: dict[str, subprocess.Popen[bytes]],
         arguments: argparse.Namespace,
     ) -> None:
         self.folder, self.corpus, self.children = folder, corpus, children
-        self.run, self.nodes = folder / "run", arguments.nodes
+        self.run, self.nodes, self.steps = folder / "run", arguments.nodes, steps
+        settings = {**settings, "expert.steps": steps}
         ports = [free_port(), free_port()]
         sets = [
             part
@@ -236,18 +238,26 @@ class World:
         """Of a node's present or last process."""
         return self.children[str(node)].pid
 
-    def progress(self, steps: int) -> dict[int, float]:
-        """Steps of each expert that its training would go on from now."""
+    def checkpointed(self, node: int) -> dict[int, float]:
+        """Steps of each expert in a node's newest checkpoint of it."""
+        found: dict[int, float] = {}
+        for folder in (self.folder / str(node) / "work").glob("*/train_expert-*/step-*"):
+            expert = int(folder.parent.name.rpartition("-")[2])
+            found[expert] = max(found.get(expert, 0.0), int(folder.name.partition("-")[2]))
+        return found
+
+    def progress(self) -> float:
+        """Steps of all experts that their trainings would go on from now."""
         found: dict[int, float] = {}
         for node in range(self.nodes):
-            work = self.at_work(node) if self.children[str(node)].poll() is None else None
-            for folder in (self.folder / str(node) / "work").glob("*/train_expert-*/step-*"):
-                expert = int(folder.parent.name.rpartition("-")[2])
-                if work is None or work[0] != expert:
-                    found[expert] = max(found.get(expert, 0.0), int(folder.name[5:]))
+            alive = self.children[str(node)].poll() is None
+            work = self.at_work(node) if alive else None
+            here = self.checkpointed(node)
             if work is not None:
-                found[work[0]] = max(found.get(work[0], 0.0), work[1] * steps)
-        return found
+                here[work[0]] = work[1] * self.steps
+            for expert, done in here.items():
+                found[expert] = max(found.get(expert, 0.0), done)
+        return sum(found.values())
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float = START_S) -> None:
         """Look until it is so."""
