@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from smalltalk_fed.errors import WorldError
 
 FORMAT_VERSION = 2
+BUSY_S = 5.0  # how long a lock of another process is waited for
 WAL_BYTES_MAX = 16 << 20  # what the write-ahead log shrinks to after a checkpoint
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -54,10 +56,10 @@ def open_database(path: Path) -> sqlite3.Connection:
     with explained(path, "opened"):
         db = _connect(path)
         try:
-            db.execute("PRAGMA journal_mode=WAL")
+            _use_wal(db)
             db.execute("PRAGMA synchronous=FULL")
             db.execute(f"PRAGMA journal_size_limit={WAL_BYTES_MAX}")
-            if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            if _empty(db):
                 _create(db)
             _check(path, db)
         except BaseException:
@@ -106,13 +108,32 @@ def explained(path: Path, verb: str) -> Iterator[None]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     db.text_factory = bytes
     return db
 
 
+def _use_wal(db: sqlite3.Connection) -> None:
+    """SQLite does not wait for its turn at this, where several open a new file at once."""
+    end = time.monotonic() + BUSY_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
+
+
+def _empty(db: sqlite3.Connection) -> bool:
+    return not db.execute("SELECT 1 FROM sqlite_master").fetchone()
+
+
 def _create(db: sqlite3.Connection) -> None:
     with transaction(db):
+        if not _empty(db):
+            return  # another process was faster
         for statement in _SCHEMA:
             db.execute(statement)
         db.execute("INSERT INTO meta VALUES ('format_version', ?)", (str(FORMAT_VERSION),))

@@ -6,6 +6,8 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,21 @@ WRITER = """
         journal.keep_snapshot(journal.last_id, b"state")
         journal.compact()
 """
+
+
+def test_a_new_journal_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    """`serve` makes it, and `status` looks at it, in the same moment."""
+    together = threading.Barrier(4)
+
+    def open_one(number: int) -> int:
+        together.wait()
+        journal = Journal(tmp_path / f"{number}.sqlite")
+        journal.close()
+        return journal.last_id
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(40):
+            assert list(pool.map(open_one, [number] * 4)) == [0] * 4
 
 
 @pytest.mark.parametrize("commits", [1, 2, 5, 20])
