@@ -183,6 +183,7 @@ class Program:
         except (Malformed, TooLarge) as error:
             return self._refused(question, error)
         except WorldError as error:
+            self._rejoined = False  # whoever answers next may be a new process
             wait_s = self._session.lost(self._clock.now(), random.random())
             self._say_waiting(error, wait_s)
             return Todo()
