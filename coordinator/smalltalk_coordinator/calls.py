@@ -25,6 +25,11 @@ log = logging.getLogger("smalltalk.coordinator")
 Handler = Callable[..., Awaitable[Any]]
 
 
+# Reading a certificate costs as much as the rest of a call. What it says never changes; whether
+# it has ended is asked on every call.
+_facts = functools.lru_cache(maxsize=1024)(certificate_facts)
+
+
 def caller(context: grpc.aio.ServicerContext, clock: Clock, role: str = "node") -> str:
     """The common name of the caller's certificate; for a node its id.
 
@@ -37,7 +42,7 @@ def caller(context: grpc.aio.ServicerContext, clock: Clock, role: str = "node") 
     pem = context.auth_context().get("x509_pem_cert", [b""])[0]
     if not pem:
         raise Unauthenticated("this port wants a certificate; join the run with a token first")
-    facts = certificate_facts(pem)
+    facts = _facts(pem)
     problem = facts.problem(clock.now())
     if problem:
         raise Unauthenticated(f"{problem}; renew it, and check the clock")

@@ -16,7 +16,8 @@ from smalltalk_coordinator import tables
 from smalltalk_coordinator.operator_client import NotServing, OperatorClient
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.errors import UserError
+from smalltalk_fed.errors import OurError, UserError
+from smalltalk_fed.host.audit import audit
 from smalltalk_fed.host.backup import backup as make_backup
 from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.host.export import export_assignments
@@ -74,8 +75,10 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Serve the run until Ctrl-C; a restarted one goes on where it was."""
+    from smalltalk_coordinator.memory import one_heap
     from smalltalk_coordinator.server import serve as serve_run
 
+    one_heap()
     logs.set_up(as_json=log_json, verbose=verbose)
     run = RunFolder.open(folder)
     where = f"nodes at {run.addresses.run}, newcomers at {run.addresses.enrolment}"
@@ -116,9 +119,20 @@ def status(
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
     every_s: Annotated[float, typer.Option(min=0.2, help="Seconds between refreshes.")] = 2.0,
+    audit_data: Annotated[
+        bool,
+        typer.Option(
+            "--audit-data",
+            help="Prove from the folder alone that no sequence is trained on twice in a pass or "
+            "skipped; exit code 1 if not.",
+        ),
+    ] = False,
 ) -> None:
     """Show the run: phase, rounds, nodes, bytes."""
     run = RunFolder.open(folder)
+    if audit_data:
+        _audit(run, as_json)
+        return
     if as_json and not watch:
         typer.echo(json.dumps(_status(run)))
         return
@@ -206,6 +220,16 @@ def _status(run: RunFolder) -> dict[str, Any]:
             return {**client.status(), "serving": True}
         except NotServing:
             return {**status_offline(run, SystemClock()), "serving": False}
+
+
+def _audit(run: RunFolder, as_json: bool) -> None:
+    report = audit(run)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        tables.show_audit(report)
+    if not report.proved:
+        raise OurError(report.verdict())
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """The nodes' port: Join, Exchange, blobs, Leave. Thin: identity, conversion, limits, bytes.
 
-Decisions are the core's (`Host.ask`). At most `UPLOADS_AT_ONCE` uploads are written at a
-time, so that many nodes handing in at once cost the memory of a few.
+Decisions are the core's (`Host.ask`), how many uploads go on at a time is `uploads`' part.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from smalltalk_coordinator.calls import abort, caller, counted, served
+from smalltalk_coordinator.uploads import Uploads
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import known
 from smalltalk_fed.core.catalogue import outputs_of, size_limit
@@ -28,8 +28,6 @@ from smalltalk_fed.wire import convert
 from smalltalk_fed.wire.signing import SigningKey, sign_manifest, verify_result
 from smalltalk_fed.wire.values import digest_from_proto
 
-UPLOADS_AT_ONCE = 4
-
 
 class RunService(pb_grpc.RunServicer):
     """Serves the nodes of one run."""
@@ -41,7 +39,7 @@ class RunService(pb_grpc.RunServicer):
         self._manifest = manifest
         self._manifest_signature = sign_manifest(signing_key, manifest)
         self._public_key = signing_key.public_bytes
-        self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self._uploads = Uploads()
 
     @served
     async def Join(  # noqa: N802
@@ -104,8 +102,8 @@ class RunService(pb_grpc.RunServicer):
     ) -> pb.BlobStateReply:
         """Take a blob in; an interrupted upload goes on at its offset."""
         node_id = self._known(context)
-        async with self._uploads:
-            first = await anext(aiter(request_iterator), None)
+        async with self._uploads.admitted(aiter(request_iterator)) as parts:
+            first = await anext(parts, None)
             if first is None:
                 raise Malformed("an upload without a first part")
             announced = convert.upload_from_proto(first)
@@ -121,7 +119,7 @@ class RunService(pb_grpc.RunServicer):
             try:
                 upload.go_on_at(announced.offset)
                 await asyncio.to_thread(upload.write, first.data)
-                async for part in request_iterator:
+                async for part in parts:
                     self._ledger.message(node_id, kind, "up", part.ByteSize())
                     await asyncio.to_thread(upload.write, part.data)
             finally:

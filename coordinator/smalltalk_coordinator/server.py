@@ -45,6 +45,13 @@ OPTIONS = (
     ("grpc.http2.lookahead_bytes", 65536),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.keepalive_permit_without_calls", 1),
+    # A line that died without a word costs memory, and an upload its place, until it is closed.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A node that was told to wait for minutes dials again: a handshake costs a millisecond, a
+    # connection that is kept costs 60 kB.
+    ("grpc.max_connection_idle_ms", 60_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
 
@@ -155,7 +162,8 @@ async def _flush_ledger(host: Host, ledger: Ledger) -> None:
     while True:
         await asyncio.sleep(LEDGER_FLUSH_S)
         try:
-            await asyncio.to_thread(host.keep, "ledger", ledger.to_json())
+            # Made plain in the thread, too: a thousand nodes' rows take a while.
+            await asyncio.to_thread(lambda: host.keep("ledger", ledger.to_json()))
         except WorldError as error:  # counts of bytes; the next commit says it to all
             log.warning("%s", error)
 

@@ -1,4 +1,4 @@
-"""The run's status for people: a few lines and a table, once or live."""
+"""The run's status for people, once or live, and the audit's table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from smalltalk_fed.host.audit import CHECKS, AuditReport
 
 Status = dict[str, Any]
 
@@ -89,3 +91,29 @@ def _bytes(totals: Status) -> str:
         return f"{(totals[name + '_up'] + totals[name + '_down']) / 1e6:.2f} MB"
 
     return f"travelled: coordination {mb('coordination')}, weights {mb('weights')}"
+
+
+def show_audit(report: AuditReport) -> None:
+    """Print what the audit looked at, and its verdict if it is a good one."""
+    console, counts = Console(), report.counts
+    not_kept = ", ".join(f"{n} {name}" for name, n in sorted(report.blobs_not_kept.items()))
+    passes = f"{report.passes_whole} whole passes and {report.pass_sequences:,} sequences of one"
+    looked_at = {
+        "shares": f"{counts.get('rounds', 0)} rounds: {passes}",
+        "routers": f"{counts.get('results', 0)} results, {counts.get('taken_back', 0)} taken back",
+        "segments": f"{counts.get('segments', 0)} segments",
+        "experts": f"{counts.get('experts', 0)} finished, {counts.get('collected', 0)} on the way",
+        "signatures": f"{counts.get('signatures', 0)} good",
+        "blobs": f"{report.blobs_kept} kept; not kept: {not_kept or 'none'}",
+        "journal": f"{report.events} events, phase {report.phase}",
+    }
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for title in ("audit of", "looked at", "wrong"):
+        table.add_column(title, justify="right" if title == "wrong" else "left")
+    for check in CHECKS:
+        table.add_row(check, looked_at[check], str(report.wrong.get(check, 0)))
+    console.print(table)
+    for finding in report.findings:
+        console.print(Text(f"{finding.check}: {finding.where}: {finding.what}", style="red"))
+    if report.proved:
+        console.print(Text(report.verdict(), style="green"))

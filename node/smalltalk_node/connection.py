@@ -47,8 +47,10 @@ OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     # The session decides when to try again; gRPC's own waiting must not come on top.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Despite its name the longest time that dialling takes: TCP and TLS are three round trips,
+    # and packets get lost.
+    ("grpc.min_reconnect_backoff_ms", 15_000),
 )
 
 _NO_ANSWER = (

@@ -34,6 +34,7 @@ from smalltalk_fed.wire.convert import Welcome
 from smalltalk_node import machine
 from smalltalk_node.cache import BlobCache
 from smalltalk_node.connection import Connection
+from smalltalk_node.folders import Workplace
 from smalltalk_node.identity import NodeFolder
 from smalltalk_node.joining import (
     Renewal,
@@ -44,8 +45,7 @@ from smalltalk_node.joining import (
 )
 from smalltalk_node.records import NodeStatus, Records
 from smalltalk_node.signals import stop_on_signals
-from smalltalk_node.work import Workplace
-from smalltalk_node.worker import Failed, Finished, Worker
+from smalltalk_node.worker import Collected, Failed, Finished, Worker
 
 log = logging.getLogger("smalltalk.node")
 
@@ -108,8 +108,18 @@ class Program:
         with stop_on_signals(self.stop):
             try:
                 manifest = self._take_part()
-                worker = self._make_worker(manifest)
-                return self._converse(worker, manifest)
+                worker = Worker(
+                    Workplace.inside(self._folder, manifest, self._corpus, self._options.device),
+                    BlobCache(self._folder.place("cache")),
+                    self._connection,
+                    self._folder.signing_key(),
+                    self._incarnation,
+                    self._woken.set,
+                )
+                reason = self._converse(worker, manifest)
+                worker.stop(END_S)
+                worker.run_finished()
+                return reason
             except SmalltalkError as error:
                 self._records.end(str(error), self._ledger)
                 raise
@@ -232,24 +242,6 @@ class Program:
 
         return join_patiently(self._connection, join, wait)
 
-    def _make_worker(self, manifest: RunManifest) -> Worker:
-        place = Workplace(
-            manifest,
-            self._corpus,
-            self._folder.place("work"),
-            self._folder.place("experts"),
-            self._options.device,
-        )
-        cache = BlobCache(self._folder.place("cache"))
-        return Worker(
-            place,
-            cache,
-            self._connection,
-            self._folder.signing_key(),
-            self._incarnation,
-            self._woken.set,
-        )
-
     # ----------------------------------------------------------------------- work and records
 
     def _collect(self, worker: Worker) -> None:
@@ -264,6 +256,8 @@ class Program:
                     self._records.metric("unit", **facts, figures=result.figures)
                     status.tokens_per_s = result.figures.get("tokens_per_s", status.tokens_per_s)
                     self._session.finish(result, now)
+                case Collected(result):
+                    self._session.collect(result, now)
                 case Failed(unit_id, reason, world):
                     log.warning(
                         "can't be done here: %s", reason, extra={"facts": {"unit": unit_id}}

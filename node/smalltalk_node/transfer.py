@@ -2,14 +2,18 @@
 
 Rules: an upload asks how much is there and goes on at that byte; a download goes on behind
 what an earlier one wrote; size and digest are checked before the file gets its name. Parts
-of 256 KiB, each counted in the ledger. Retrying is the caller's part. `should_stop` is asked
-between parts; a transfer that it ends can be continued like any that broke off.
+of 256 KiB, each counted in the ledger. Retrying is the caller's part. However slow the line, a
+transfer that moves goes on; one that does not for `STALL_S` ends (a dead line ends sooner, by
+keepalive), as does one that `should_stop`; it can be continued like any that broke off.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +29,8 @@ from smalltalk_fed.wire.values import digest_to_proto
 from smalltalk_node.connection import Connection, NoAnswer
 
 PART_BYTES = 256 * 1024
-STALL_S = 120.0  # a call that carries a part takes no longer
+STALL_S = 120.0  # a part takes no longer: 2 KiB a second at the least
+LOOK_S = 0.5
 
 
 def ref_of(name: str, source: bytes | Path) -> BlobRef:
@@ -67,13 +72,16 @@ def put_blob(
                 if first:
                     part = upload_to_proto(Upload(ref, unit_id, offset), data)
                 first = False
+                pace.moved()
                 ledger.message(node_id, kind, "up", part.ByteSize())
                 yield part
 
-    timeout_s = STALL_S + 2 * (ref.size - offset) / PART_BYTES  # 128 KiB a second at the least
+    pace = _Pace()
+    call = connection.stub.PutBlob.future(parts())  # asks for a part when the last one has left
     try:
-        reply = connection.stub.PutBlob(parts(), timeout=timeout_s)
-    except grpc.RpcError as error:
+        with _watched(call, pace, should_stop):
+            reply = call.result()
+    except (grpc.RpcError, grpc.FutureCancelledError) as error:
         raise connection.explained(error) from None
     ledger.message(node_id, kind, "down", reply.ByteSize())
     if not reply.complete:
@@ -104,14 +112,16 @@ def get_blob(
                     digest=digest_to_proto(ref.digest), offset=offset, name=ref.name
                 )
                 ledger.message(node_id, kind, "up", request.ByteSize())
-                timeout_s = STALL_S + 2 * (ref.size - offset) / PART_BYTES
-                for part in connection.stub.GetBlob(request, timeout=timeout_s):
-                    if should_stop():
-                        break
-                    ledger.message(node_id, kind, "down", part.ByteSize())
-                    if file.tell() + len(part.data) > ref.size:
-                        raise _wrong(part_path, f"'{ref.name}' has more than {ref.size} bytes")
-                    file.write(part.data)
+                call, pace = connection.stub.GetBlob(request), _Pace()
+                with _watched(call, pace, should_stop):
+                    for part in call:
+                        if should_stop():
+                            break
+                        pace.moved()
+                        ledger.message(node_id, kind, "down", part.ByteSize())
+                        if file.tell() + len(part.data) > ref.size:
+                            raise _wrong(part_path, f"'{ref.name}' has more than {ref.size} bytes")
+                        file.write(part.data)
             received = file.tell()
         if received < ref.size:
             raise NoAnswer(f"the download of '{ref.name}' broke off after {received} bytes.")
@@ -123,6 +133,38 @@ def get_blob(
     except OSError as error:
         raise WorldError(f"{to} can't be written ({error.strerror or error}).") from error
     return to
+
+
+class _Pace:
+    """When a transfer moved last."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+
+    def moved(self) -> None:
+        self._at = time.monotonic()
+
+    @property
+    def stalled(self) -> bool:
+        return time.monotonic() - self._at > STALL_S
+
+
+@contextlib.contextmanager
+def _watched(call: grpc.Future, pace: _Pace, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Cancel `call` once nothing moves or nobody wants it; no deadline fits every line."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK_S):
+            if pace.stalled or should_stop():
+                call.cancel()
+                return
+
+    threading.Thread(target=watch, name="watch-transfer", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _wrong(part_path: Path, what: str) -> Malformed:

@@ -10,36 +10,31 @@ folders that `transformers` loads.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKind
-from smalltalk_fed.data.corpus import TokenCorpus
-from smalltalk_fed.errors import Malformed, Refused, TooLarge
+from smalltalk_fed.errors import Malformed, Refused, TooLarge, WorldError
 from smalltalk_fed.mixture.idlists import decode_experts, decode_ids
+from smalltalk_node.folders import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Workplace,
+    expert_folder,
+    metrics_folder,
+    unit_folder,
+)
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 CONFIG_BYTES_MAX = 1 << 16
 
 Output = bytes | Path
 OnProgress = Callable[[float, dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where and with what this node works."""
-
-    manifest: RunManifest
-    corpus: TokenCorpus
-    folder: Path  # of checkpoints
-    experts: Path  # of finished experts
-    device: str  # as given: auto, cpu, cuda, ...
+OnState = Callable[[int, Path], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ def input_limit(manifest: RunManifest, name: str) -> int:
             return 64 + 2 * manifest.heldout_sequences
         case "config":
             return CONFIG_BYTES_MAX
-        case "weights" | "seed":
+        case "weights" | "seed" | "state":
             return manifest.expert_blob_bytes_max
         case _ if name == "parameters" or name.startswith("router-"):
             return manifest.router_blob_bytes_max
@@ -85,14 +80,28 @@ def check_inputs(manifest: RunManifest, unit: Unit) -> None:
             )
 
 
+def needed(place: Workplace, unit: Unit, ref: BlobRef) -> bool:
+    """Whether an input must be fetched: who trained an expert further needs no earlier state."""
+    if ref.name != "state" or unit.key.kind is not UnitKind.TRAIN_EXPERT:
+        return True
+    from smalltalk_fed.train.lineage import Start, own_training
+
+    start = Start(unit.start_step, ref.digest)
+    return own_training(unit_folder(place, unit), start) is None
+
+
 def do_unit(
     unit: Unit,
     inputs: dict[str, Path],
     place: Workplace,
     on_progress: OnProgress,
+    on_state: OnState,
     should_stop: Callable[[], bool],
 ) -> Done:
-    """Compute `unit`; `inputs` are its inputs' files by name.
+    """Compute `unit`; `inputs` are its inputs' files by name, all that are `needed`.
+
+    `on_state` hears of the files of an unfinished expert's weights, where the run collects
+    them; each is the caller's to remove, and the next one comes only after that.
 
     Raises:
         Malformed, Refused: an input can't be used.
@@ -101,7 +110,8 @@ def do_unit(
     """
     from smalltalk_fed.train.device import choose_device
 
-    work = _Work(unit, inputs, place, str(choose_device(place.device)), on_progress, should_stop)
+    device = str(choose_device(place.device))
+    work = _Work(unit, inputs, place, device, on_progress, on_state, should_stop)
     match unit.key.kind:
         case UnitKind.ROUTER_ROUND:
             return work.router_round()
@@ -122,6 +132,7 @@ class _Work:
     place: Workplace
     device: str
     on_progress: OnProgress
+    on_state: OnState
     should_stop: Callable[[], bool]
 
     @property
@@ -139,6 +150,7 @@ class _Work:
             key.index,
             parameters.read_bytes() if parameters else None,
             self._ids("share"),
+            work_folder=self._folder(),
             device=self.device,
             on_progress=self.on_progress,
             should_stop=self.should_stop,
@@ -160,6 +172,7 @@ class _Work:
             self.place.corpus,
             routers,
             self.unit.key.index,
+            weights=self.unit.weights,
             heldout=heldout,
             device=self.device,
             on_progress=self.on_progress,
@@ -168,35 +181,21 @@ class _Work:
         return Done({"experts": result.experts}, result.figures)
 
     def train_seed(self) -> Done:
-        from smalltalk_fed.train.group import train_on_node
-
-        weights, figures = train_on_node(
-            "seed",
-            self.manifest,
-            self.place.corpus,
-            self._folder(),
-            device=self.place.device,
-            on_progress=self.on_progress,
-            should_stop=self.should_stop,
-            metrics_folder=metrics_folder(self.place, self.unit),
-        )
+        weights, figures = self._train("seed")
         return Done({"weights": weights}, figures)
 
     def train_expert(self) -> Done:
-        from smalltalk_fed.train.group import train_on_node
+        from smalltalk_fed.train.lineage import Start
 
-        weights, figures = train_on_node(
+        state = self.unit.input("state")
+        start = Start(self.unit.start_step, state.digest if state else "")
+        weights, figures = self._train(
             "expert",
-            self.manifest,
-            self.place.corpus,
-            self._folder(),
-            device=self.place.device,
             expert=self.unit.key.expert,
             segment_ids=self._ids("segment"),
             seed_parameters=self.inputs.get("seed"),
-            on_progress=self.on_progress,
-            should_stop=self.should_stop,
-            metrics_folder=metrics_folder(self.place, self.unit),
+            start=start,
+            state=self.inputs.get("state"),
         )
         config = expert_config(self.manifest)
         kept = self._keep_expert(weights, config)
@@ -205,7 +204,7 @@ class _Work:
         return Done({"config": config, "weights": kept}, figures)
 
     def evaluate(self) -> Done:
-        from smalltalk_fed.train.experts import evaluate_expert
+        from smalltalk_fed.train.evaluation import evaluate_expert
 
         expert_N = _decoded(
             self.unit,
@@ -232,6 +231,20 @@ class _Work:
 
     # -------------------------------------------------------------------------------- small
 
+    def _train(self, kind: Literal["seed", "expert"], **more: Any) -> tuple[Path, dict[str, float]]:
+        from smalltalk_fed.train.group import train_on_node
+        from smalltalk_fed.train.inputs import TrainInputs
+
+        inputs = TrainInputs(kind, self.manifest, self.place.corpus, self._folder(), **more)
+        return train_on_node(
+            inputs,
+            device=self.place.device,
+            on_progress=self.on_progress,
+            on_state=self.on_state,
+            should_stop=self.should_stop,
+            metrics_folder=metrics_folder(self.place, self.unit),
+        )
+
     def _input(self, name: str) -> Path:
         path = self.inputs.get(name)
         if path is None:
@@ -248,38 +261,12 @@ class _Work:
 
     def _keep_expert(self, weights: Path, config: bytes) -> Path:
         folder = expert_folder(self.place, self.unit)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_bytes(config)
-        return weights.replace(folder / WEIGHTS_FILE)
-
-
-def unit_folder(place: Workplace, unit: Unit) -> Path:
-    """Where a unit's checkpoints are."""
-    return place.folder / place.manifest.run_id / unit.unit_id.replace("/", "-")
-
-
-def metrics_folder(place: Workplace, unit: Unit) -> Path:
-    """Where a training's figures over time stay, also when it is finished."""
-    return place.folder / place.manifest.run_id / "metrics" / unit.unit_id.replace("/", "-")
-
-
-def expert_folder(place: Workplace, unit: Unit) -> Path:
-    """Where the finished expert of `unit` is kept."""
-    return place.experts / place.manifest.run_id / str(unit.key.expert)
-
-
-def known_file(place: Workplace, unit: Unit, ref: BlobRef) -> Path | None:
-    """A finished expert's file that may be this input: who trained an expert has it already."""
-    names = {"config": CONFIG_FILE, "weights": WEIGHTS_FILE}
-    if unit.key.kind is not UnitKind.EVALUATE or ref.name not in names:
-        return None
-    path = expert_folder(place, unit) / names[ref.name]
-    return path if path.exists() else None
-
-
-def forget_unit(place: Workplace, unit: Unit) -> None:
-    """Remove a unit's checkpoints: its result counts, or somebody else's does."""
-    shutil.rmtree(unit_folder(place, unit), ignore_errors=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CONFIG_FILE).write_bytes(config)
+            return weights.replace(folder / WEIGHTS_FILE)
+        except OSError as error:
+            raise WorldError(f"{folder} can't be written ({error.strerror or error}).") from error
 
 
 def expert_config(manifest: RunManifest) -> bytes:

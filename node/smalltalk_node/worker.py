@@ -1,10 +1,10 @@
 """The thread that does work units: fetch, compute, upload, sign; the conversation goes on.
 
 Rules: one unit at a time, in the order they were started; a unit that was dropped stops at
-its next step and leaves its checkpoint. The network's silence is waited out here for as long
-as the unit is wanted, since the work is worth more than the wait; every other error ends the
-unit with a sentence for the coordinator. What happened is handed over in `take`, since the
-session belongs to the conversation's thread; `wake` tells it to look.
+its next step and leaves its checkpoint, also for the same unit when it comes again. The
+network's silence is waited out for as long as the unit is wanted (`patience`); every other
+error ends the unit with a sentence for the coordinator. What happened is handed over in
+`take`, since the session belongs to the conversation's thread; `wake` tells it to look.
 """
 
 from __future__ import annotations
@@ -12,37 +12,32 @@ from __future__ import annotations
 import logging
 import math
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
-from smalltalk_fed.errors import Malformed, OurError, Refused, SmalltalkError, WorldError
+from smalltalk_fed.errors import Refused, SmalltalkError, WorldError
 from smalltalk_fed.wire.signing import SigningKey, sign_result
 from smalltalk_node.cache import BlobCache
-from smalltalk_node.connection import Connection, NoAnswer
-from smalltalk_node.machine import WORKER_THREAD
-from smalltalk_node.transfer import get_blob, put_blob, ref_of
-from smalltalk_node.work import (
-    Done,
-    Output,
+from smalltalk_node.collecting import Collector
+from smalltalk_node.connection import Connection
+from smalltalk_node.folders import (
     Workplace,
-    check_inputs,
-    do_unit,
+    forget_passed,
+    forget_run,
     forget_unit,
     known_file,
+    unit_folder,
 )
+from smalltalk_node.machine import WORKER_THREAD
+from smalltalk_node.patience import Dropped, patiently, upload
+from smalltalk_node.transfer import get_blob, ref_of
+from smalltalk_node.work import Done, check_inputs, do_unit, needed
 
-T = TypeVar("T")
 log = logging.getLogger("smalltalk.node")
-
-RETRY_FIRST_S = 0.5
-RETRY_LAST_S = 60.0
-UPLOAD_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,13 @@ class Finished:
 
     result: Result
     seconds: float
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The weights of an unfinished expert are uploaded and signed."""
+
+    result: Result
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ class _Task:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-class Dropped(Exception):
-    """The unit is not wanted any more."""
+Outcome = Finished | Collected | Failed
 
 
 class Worker:
@@ -98,7 +99,7 @@ class Worker:
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._wanted: dict[str, _Task] = {}
-        self._outcomes: list[Finished | Failed] = []
+        self._outcomes: list[Outcome] = []
         self._progress: Progress | None = None
         self._thread = threading.Thread(target=self._work, name=WORKER_THREAD, daemon=True)
         self._thread.start()
@@ -119,7 +120,7 @@ class Worker:
         if task is not None:
             task.stop.set()
 
-    def take(self) -> list[Finished | Failed]:
+    def take(self) -> list[Outcome]:
         """What happened since the last call."""
         with self._lock:
             outcomes, self._outcomes = self._outcomes, []
@@ -134,6 +135,11 @@ class Worker:
     def settled(self, unit: Unit) -> None:
         """The unit's result counts: its checkpoints are not needed any more."""
         forget_unit(self._place, unit)
+
+    def run_finished(self) -> None:
+        """No checkpoint is needed any more; call it when this has stopped."""
+        if not self._thread.is_alive():
+            forget_run(self._place)
 
     def stop(self, wait_s: float) -> None:
         """Stop everything; wait for the thread so long at the most."""
@@ -151,7 +157,7 @@ class Worker:
             if task.stop.is_set():
                 continue
             unit_id, began = task.unit.unit_id, time.monotonic()
-            outcome: Finished | Failed | None = None
+            outcome: Outcome | None = None
             with self._lock:
                 self._progress = Progress(unit_id)
             try:
@@ -162,6 +168,10 @@ class Worker:
                 outcome = Failed(unit_id, str(error), error)
             except SmalltalkError as error:
                 outcome = Failed(unit_id, str(error))
+            except OSError as error:
+                where = f" ({error.filename})" if error.filename else ""
+                reason = f"this machine's disk refuses{where}: {error.strerror or error}."
+                outcome = Failed(unit_id, reason, WorldError(reason))
             except Exception as error:  # a bug, or a device out of memory: others may manage
                 log.exception("unit failed", extra={"facts": {"unit": unit_id}})
                 outcome = Failed(unit_id, f"{type(error).__name__}: {error}")
@@ -178,7 +188,9 @@ class Worker:
 
         unit = task.unit
         check_inputs(self._place.manifest, unit)
-        inputs = {ref.name: self._fetch(task, ref) for ref in unit.inputs}
+        forget_passed(self._place, unit)
+        refs = [ref for ref in unit.inputs if needed(self._place, unit, ref)]
+        inputs = {ref.name: self._fetch(task, ref) for ref in refs}
 
         def on_progress(fraction: float, figures: dict[str, float]) -> None:
             with self._lock:
@@ -187,19 +199,37 @@ class Worker:
                     finite = {k: v for k, v in figures.items() if math.isfinite(v)}
                     self._progress.figures.update(finite)
 
+        collector = Collector(
+            unit,
+            unit_folder(self._place, unit),
+            lambda ref, path, stop: upload(self._connection, ref, unit.unit_id, path, stop),
+            lambda state: self._collected(task, state),
+        )
         try:
-            done = do_unit(unit, inputs, self._place, on_progress, task.stop.is_set)
+            done = do_unit(
+                unit, inputs, self._place, on_progress, collector.on_state, task.stop.is_set
+            )
         except Stopped:
             raise Dropped from None
+        finally:
+            collector.close()
         return self._hand_in(task, done)
+
+    def _collected(self, task: _Task, state: Result) -> None:
+        """An unfinished expert's weights are uploaded; called by the collector's thread."""
+        with self._lock:
+            if self._wanted.get(state.unit_id) is not task:
+                return
+            self._outcomes.append(Collected(self._signed(task.unit, state)))
+        self._wake()
 
     def _fetch(self, task: _Task, ref: BlobRef) -> Path:
         known = known_file(self._place, task.unit, ref)
         if known is not None and ref_of(ref.name, known) == ref:
             return known
         stop = task.stop.is_set
-        return self._patiently(
-            task,
+        return patiently(
+            task.stop,
             lambda: self._cache.get(ref, lambda r, to: get_blob(self._connection, r, to, stop)),
         )
 
@@ -213,39 +243,11 @@ class Worker:
             # Needed again, by this very node if it can be arranged.
             if name == "parameters" or unit.key.kind is UnitKind.TRAIN_SEED:
                 self._cache.put(ref, source)
-            self._upload(task, ref, source)
+            upload(self._connection, ref, unit.unit_id, source, task.stop)
             outputs.append(ref)
-        result = Result(unit.unit_id, tuple(outputs), dict(done.figures))
+        return self._signed(unit, Result(unit.unit_id, tuple(outputs), dict(done.figures)))
+
+    def _signed(self, unit: Unit, result: Result) -> Result:
         node_id, run_id = self._connection.node_id, self._place.manifest.run_id
         signature = sign_result(self._signing_key, run_id, node_id, self._incarnation, unit, result)
         return replace(result, signature=signature)
-
-    def _upload(self, task: _Task, ref: BlobRef, source: Output) -> None:
-        """Upload; begun anew a few times, since a copy of the unit may upload the same bytes."""
-        for left in reversed(range(UPLOAD_TRIES)):
-            try:
-                self._patiently(
-                    task,
-                    lambda: put_blob(
-                        self._connection, ref, task.unit.unit_id, source, task.stop.is_set
-                    ),
-                )
-                return
-            except (Refused, Malformed):
-                if not left:
-                    raise
-                task.stop.wait(RETRY_FIRST_S)
-        raise OurError("an upload was tried no more; this is a bug")
-
-    def _patiently(self, task: _Task, act: Callable[[], T]) -> T:
-        """Do `act`, again and again while nobody answers and the unit is wanted."""
-        wait_s = RETRY_FIRST_S
-        while True:
-            try:
-                if task.stop.is_set():
-                    raise Dropped
-                return act()
-            except NoAnswer as error:
-                log.debug("%s trying again in %.0f s", error, wait_s)
-                task.stop.wait(wait_s * (0.5 + 0.5 * random.random()))
-                wait_s = min(2 * wait_s, RETRY_LAST_S)

@@ -27,7 +27,7 @@ class Copies:
 
     def __init__(self, state: HardState, leases: Leases) -> None:
         self._state, self._leases = state, leases
-        self._seen = -1  # `leases.changes` that the rest is of
+        self._seen = -1  # `leases.turnover` that the rest is of
         self._dues: list[float] = []  # when copies are due, earliest first
         self._cleared_speed = 0.0  # a node of this speed can't finish any of them much sooner
 
@@ -58,9 +58,9 @@ class Copies:
         return self._dues[place] if place < len(self._dues) else math.inf
 
     def _refresh(self) -> None:
-        if self._seen == self._leases.changes:
+        if self._seen == self._leases.turnover:
             return
-        self._seen, self._cleared_speed = self._leases.changes, 0.0
+        self._seen, self._cleared_speed = self._leases.turnover, 0.0
         dues = []
         for lease in self._copyable():
             due = self._due(lease)

@@ -120,6 +120,7 @@ class Leases:
         self.waiting: dict[str, Waiting] = {}
         self.failures: dict[UnitKey, list[tuple[str, str]]] = {}  # unit -> (node, reason)
         self.changes = 0  # grows whenever something changed that who gets what depends on
+        self.turnover = 0  # leases granted and released
         self.reported: dict[str, Lease] = {}  # by node, since somebody looked and cleared it
         self.watched: set[str] = set()  # nodes that free units are kept for
         self._by_speed: list[tuple[float, float, int, str]] = []  # held questions, slowest first
@@ -138,6 +139,7 @@ class Leases:
         self.by_unit.setdefault(key, []).append(lease)
         self.by_node[node_id] = lease
         self.changes += 1
+        self.turnover += 1
         self._lease_ends.set(node_id, lease.until)
         return lease
 
@@ -151,6 +153,7 @@ class Leases:
     def release(self, lease: Lease) -> None:
         """Take a lease back; its unit may go to somebody else."""
         self.changes += 1
+        self.turnover += 1
         self.reported.pop(lease.node_id, None)
         holders = self.by_unit.get(lease.key, [])
         if lease in holders:

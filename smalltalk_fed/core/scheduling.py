@@ -44,6 +44,7 @@ def matches(
     """Which waiting nodes get which units out of `free`, those that nobody holds."""
     nodes = dict.fromkeys(leases.fastest_first())
     others: list[UnitKey] = []
+    busy: set[str] = set()
     for key in free:
         if not nodes:
             return
@@ -51,12 +52,15 @@ def matches(
         holder = handout.holder(state, key)
         if holder in nodes and (holder not in tried or handout.pinned(state, key)):
             del nodes[holder]
+            busy.add(holder)
             yield Match(holder, key, "this node has its input at hand")
         elif key.kind is UnitKind.SHARD and not tried:
             node_id = next(iter(nodes))
             del nodes[node_id]
             yield Match(node_id, key, "it is open")
-        elif not handout.pinned(state, key) and kept_until(state, leases, key) <= now:
+        elif not handout.pinned(state, key) and (
+            holder in busy or kept_until(state, leases, key) <= now
+        ):
             others.append(key)
     for key in sorted(others, key=lambda key: (-_size(state, key), key)):
         found = _first_fit(leases, key, nodes)

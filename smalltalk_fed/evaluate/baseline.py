@@ -24,6 +24,7 @@ from smalltalk_fed.errors import UserError, WorldError
 from smalltalk_fed.model.build import model_config
 from smalltalk_fed.train.experts import WEIGHTS_FILE, dense_baseline
 from smalltalk_fed.train.group import train_in_group
+from smalltalk_fed.train.inputs import TrainInputs
 
 BASELINE_FILE = "baseline.json"
 WORK_FOLDER = "unfinished"
@@ -68,9 +69,8 @@ def train_baseline(
         )
     work.mkdir(parents=True, exist_ok=True)
     if processes > 1:
-        weights, figures = train_in_group(
-            "dense", manifest, corpus, work, processes=processes, on_progress=on_progress
-        )
+        inputs = TrainInputs("dense", manifest, corpus, work)
+        weights, figures = train_in_group(inputs, processes=processes, on_progress=on_progress)
     else:
         weights, figures = dense_baseline(
             manifest, corpus, work, device=device, on_progress=on_progress

@@ -16,7 +16,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,9 @@ class Host:
         on_decision: Callable[[msg.Decision], None] = lambda decision: None,
         on_finished: Callable[[Coordinator, BlobStore], None] = lambda coordinator, blobs: None,
         snapshot_events: int = SNAPSHOT_EVENTS,
+        executor: Executor | None = None,
     ) -> None:
+        """`executor`: where jobs run instead of in a worker process; `stop` shuts it down."""
         self.manifest = manifest
         self.clock = clock
         self.blobs = BlobStore(blob_folder)
@@ -76,7 +78,7 @@ class Host:
         self._commits = ThreadPoolExecutor(1, "journal")
         self._snapshot_events = snapshot_events
         self._snapshot: asyncio.Task[None] | None = None
-        self._worker = Worker(manifest, blob_folder)
+        self._worker = Worker(manifest, blob_folder, executor)
         self._on_decision = on_decision
         self._on_finished = on_finished
         self._inbox: deque[_Inbound] = deque()

@@ -13,6 +13,7 @@ import multiprocessing.connection
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +34,18 @@ from smalltalk_fed.mixture.scores import decode_scores
 from smalltalk_fed.mixture.segments import segments_from_shards
 
 
-def capacity(manifest: RunManifest, sequences: int) -> np.ndarray:
-    """Sequences that each expert gets of `sequences`, int64 [E] (method.md, section 2)."""
-    weights = manifest.config.assignment.capacity
-    if weights == "equal":
-        return equal_capacity(sequences, manifest.experts)
-    return weighted_capacity(sequences, weights)
+def capacity(manifest: RunManifest, sequences: int, weights: Sequence[float] = ()) -> np.ndarray:
+    """Sequences that each expert gets of `sequences`, int64 [E] (method.md, section 2).
+
+    `weights` are the experts' where the run takes them from measured speeds; equal while
+    there are none.
+    """
+    configured = manifest.config.assignment.capacity
+    if isinstance(configured, list):
+        return weighted_capacity(sequences, configured)
+    if configured == "throughput" and len(weights):
+        return weighted_capacity(sequences, weights)
+    return equal_capacity(sequences, manifest.experts)
 
 
 def end_with_parent() -> None:
@@ -78,7 +85,7 @@ def _assign(manifest: RunManifest, job: AssignJob, blobs: BlobStore) -> JobFinis
     config = manifest.config
     count = config.router.chunk_sequences
     ids = chunk_ids(config.run.seed, manifest.train_sequences, job.round - 1, count)
-    capacity_E = capacity(manifest, count)
+    capacity_E = capacity(manifest, count, job.weights)
     if not job.scores:  # Algorithm 1, line 2: the first assignment is random
         key = derive_key(config.run.seed, "first-assignment")
         expert_N = random_assignment(count, capacity_E, key)
@@ -116,7 +123,7 @@ def _segments(manifest: RunManifest, job: SegmentsJob, blobs: BlobStore) -> JobF
         except ValueError as error:
             return JobFailed(job.job_id, f"assignment refused: {error}", f"shard/{index}")
         load_E = np.bincount(expert_N, minlength=manifest.experts)
-        if not np.array_equal(load_E, capacity(manifest, stop - start)):
+        if not np.array_equal(load_E, capacity(manifest, stop - start, job.weights)):
             why = f"loads {load_E.tolist()} are not balanced"
             return JobFailed(job.job_id, f"assignment refused: {why}", f"shard/{index}")
         ids = shard_ids(manifest.config.run.seed, manifest.train_sequences, start, stop)

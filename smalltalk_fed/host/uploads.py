@@ -157,7 +157,7 @@ class Upload:
             self._file.close()
             self.over = True
             self._finish(self._part, self._digest)
-        return BlobRef("", self._digest, self._size)
+        return BlobRef("", self._digest, self.received)
 
     @contextlib.contextmanager
     def _taking(self) -> Iterator[None]:

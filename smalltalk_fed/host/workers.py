@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -23,11 +23,16 @@ JOB_TRIES = 3
 
 
 class Worker:
-    """The worker process; it starts with the first job."""
+    """The worker process; it starts with the first job.
 
-    def __init__(self, manifest: RunManifest, blob_folder: Path) -> None:
+    `executor`: where jobs run instead; it is shut down with the worker.
+    """
+
+    def __init__(
+        self, manifest: RunManifest, blob_folder: Path, executor: Executor | None = None
+    ) -> None:
         self._manifest, self._blob_folder = manifest, blob_folder
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool = executor
         self.cpu_s = 0.0  # of the present process, as of its last job
 
     async def run(self, job: msg.Job) -> msg.JobFinished | msg.JobFailed:
@@ -59,7 +64,7 @@ class Worker:
         if self._pool:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _workers(self) -> ProcessPoolExecutor:
+    def _workers(self) -> Executor:
         if self._pool is None:
             # Spawned, not forked: gRPC's threads don't survive a fork.
             context = multiprocessing.get_context("spawn")

@@ -56,7 +56,20 @@ def state_to_file(model: nn.Module, path: Path, write: bool = True) -> None:
     """
     weights = _portable(model)
     if write:
-        write_atomically(path, lambda part: save_file(weights, part, metadata=_METADATA))
+        weights_to_file(weights, path)
+
+
+def copied_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what `state_to_file` would write, as copies: training may go on meanwhile.
+
+    Of processes that hold a model together all must call this.
+    """
+    return _portable(model, copy=True)
+
+
+def weights_to_file(weights: dict[str, torch.Tensor], path: Path, durable: bool = True) -> None:
+    """Write weights from `copied_weights` as `state_to_file` does; `durable`: wait for the disk."""
+    write_atomically(path, lambda part: save_file(weights, part, metadata=_METADATA), durable)
 
 
 def state_from_file(model: nn.Module, path: Path) -> None:
@@ -75,8 +88,18 @@ def state_from_file(model: nn.Module, path: Path) -> None:
         raise Malformed(f"the weights in {path} can't be read: {error}") from None
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def state_from(model: nn.Module, weights: bytes | Path) -> None:
+    """`state_from_bytes` or `state_from_file`."""
+    if isinstance(weights, Path):
+        state_from_file(model, weights)
+    else:
+        state_from_bytes(model, weights)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None], durable: bool = True) -> None:
     """Let `write` fill a new file beside `path`, make it durable, and give it that name.
+
+    Without `durable` the file is whole after a killed process, but not after a power cut.
 
     Raises WorldError when the disk refuses; `path` is then as it was.
     """
@@ -84,25 +107,30 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            _sync(part)
         part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if durable:
+            _sync(path.parent)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise WorldError(f"{path} can't be written: {error}.") from error
 
 
-def _portable(model: nn.Module) -> dict[str, torch.Tensor]:
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _portable(model: nn.Module, copy: bool = False) -> dict[str, torch.Tensor]:
     weights = {}
     for name, weight in named_weights(model).items():
         whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
-        weights[name] = whole.to("cpu", torch.float32).contiguous()
+        weights[name] = whole.to("cpu", torch.float32, copy=copy).contiguous()
     return weights
 
 

@@ -76,7 +76,8 @@ class CoordinatorHost:
             self._measures.restarts += 1
             self._watch.restarted(self.coordinator)
         self._world.note(f"coordinator starts with {len(self.rows)} events")
-        self._settle(self.coordinator.start(self.now()))
+        ready = self.coordinator.start(self.now())
+        self._settle(ready, self.coordinator.deadline())
 
     def crash(self, down_s: float) -> None:
         """kill -9; it is started again after `down_s`."""
@@ -137,24 +138,22 @@ class CoordinatorHost:
                 continue
             self._watch.handled(message, conversation)
             ready.add(part)
-        self._tick(ready)
-        self._settle(ready)
-
-    def _tick(self, ready: Ready) -> None:
         due = self.coordinator.deadline()
-        if due is None or due > self.now() + _ROUNDING_S:
-            return
-        ready.add(self.coordinator.tick(max(due, self.now())))
-        after = self.coordinator.deadline()
-        if after is not None and after <= due:
-            raise Violation(Rule.TIME, f"it stays {due - self.now():.3f} s from now")
+        if due is not None and due <= self.now() + _ROUNDING_S:
+            ready.add(self.coordinator.tick(max(due, self.now())))
+            after = self.coordinator.deadline()
+            if after is not None and after <= due:
+                raise Violation(Rule.TIME, f"it stays {due - self.now():.3f} s from now")
+            due = after
+        self._settle(ready, due)
 
     # -------------------------------------------------------------------------------- commits
 
-    def _settle(self, ready: Ready) -> None:
+    def _settle(self, ready: Ready, due: float | None) -> None:
+        """Commit, then answer; `due` is the coordinator's deadline."""
         if not ready.events:
             self._release(ready.replies, self._world.now)
-            self._finish(ready)
+            self._finish(ready, due)
             return
         self._commits += 1
         crash = next((c for c in self._crashes if c.commit == self._commits), None)
@@ -178,6 +177,7 @@ class CoordinatorHost:
             self._world.note(f"{kind} {body}")
         self._watch.durable(ready.events)
         if crash is not None:
+            self._watch.check_replay(self.coordinator, self.rows, self._make)
             half = len(ready.replies) // 2
             sent = {CommitPoint.DURABLE: 0, CommitPoint.HALF_REPLIED: half}
             self._release(ready.replies[: sent.get(crash.point, len(ready.replies))], decided_at)
@@ -187,7 +187,7 @@ class CoordinatorHost:
         self._release(ready.replies, decided_at)
         for digest in ready.released:
             self._blobs.drop(digest)
-        self._finish(ready)
+        self._finish(ready, self.coordinator.deadline())
 
     def _die(self, crash: CoordinatorCrash) -> None:
         self._clock_offset_s += crash.clock_jump_s
@@ -204,7 +204,7 @@ class CoordinatorHost:
             if call is not None:
                 call.answer(reply.answer)
 
-    def _finish(self, ready: Ready) -> None:
+    def _finish(self, ready: Ready, due: float | None) -> None:
         """After the answers: jobs, what came meanwhile, and the next deadline."""
         for job in ready.jobs:
             self._jobs += 1
@@ -214,9 +214,7 @@ class CoordinatorHost:
             self.check_replay()
         if self._inbox:
             self._turn()
-            return
-        due = self.coordinator.deadline()
-        if due is not None:
+        elif due is not None:
             due = max(due - self._clock_offset_s, self._world.now)
             if due < self._wake_at:
                 self._wake_at = due

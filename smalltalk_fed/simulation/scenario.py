@@ -139,7 +139,7 @@ def volunteers(
                 "experts": experts,
                 "nodes_to_start": min(experts, max(1, nodes // 4)),
                 "lease_s": DAY_S if paper else 900.0,
-                "poll_s": 300.0,
+                "poll_s": 600.0,
                 "patience_s": DAY_S,
                 "idle_wait_s": 7200.0,
                 "spare_copies": 0 if paper else 1,
@@ -268,7 +268,7 @@ def under_faults(
         network=Network() if calm else network,
         commit_s=commit_s,
         faults=plan if only is None else tuple(plan[i] for i in only if i < len(plan)),
-        limit_s=DAY_S,
+        limit_s=DAY_S / 2,
         sample_s=20.0,
-        replay_every_events=50,
+        replay_every_events=12,
     )

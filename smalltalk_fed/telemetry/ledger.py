@@ -31,6 +31,7 @@ _KIND_OF_BLOB = {
     "scores": "scores",
     "config": "config",
     "weights": "weights",
+    "state": "weights",
     "seed": "seed",
 }
 
@@ -39,8 +40,9 @@ def kind_of(name: str, unit_id: str = "") -> str:
     """The ledger's line for a blob's or a call's name.
 
     Blobs: `parameters` (also of a `router-3` that is broadcast), `scores`, `experts` (which
-    expert each sequence goes to), `ids`, `config`, `weights`, `seed`. Calls: their name in
-    lower case, such as `exchange`. `unit_id` tells the seed model's upload from an expert's.
+    expert each sequence goes to), `ids`, `config`, `weights` (also of a `state`: an expert's
+    part-way), `seed`. Calls: their name in lower case, such as `exchange`. `unit_id` tells
+    the seed model's upload from an expert's.
     """
     if name == "weights" and unit_id == "train_seed":
         return "seed"

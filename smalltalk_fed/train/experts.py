@@ -1,11 +1,11 @@
-"""The units that train and judge large models: seed, experts, dense baseline, evaluation.
+"""The units that train large models: seed, experts, dense baseline.
 
 Experts start fresh, from a checkpoint that every node can read, or from one seed model. With
 a seed the tokens in all stay what they were: it takes `seed_fraction` of every expert's
 steps, E times as many steps of its own at the same batch, and the experts do the rest at
 `seed_rate_factor` of the peak rate (method.md, section 4, "When it pays"). The dense baseline
-has the experts' shape and number of steps and a batch E times larger, as in the paper. The
-rules of `units` hold here too.
+has the experts' shape and number of steps and a batch E times larger, as in the paper. How
+many steps and at which rates is `expert_plans`' part. The rules of `units` hold here too.
 """
 
 from __future__ import annotations
@@ -20,31 +20,29 @@ from torch import nn
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.data.corpus import TokenCorpus
+from smalltalk_fed.errors import Malformed
 from smalltalk_fed.mixture.permutation import derive_key, training_order
 from smalltalk_fed.model.build import build_model, load_model
-from smalltalk_fed.model.state import state_from_bytes, state_from_file, state_to_file
-from smalltalk_fed.train.checkpoint import CheckpointPolicy
-from smalltalk_fed.train.device import may_compile, train_dtype, use_threads
+from smalltalk_fed.model.state import state_from, state_to_file
+from smalltalk_fed.train.device import use_threads
+from smalltalk_fed.train.expert_plans import base_plan, expert_plan, seed_steps
+from smalltalk_fed.train.handing_out import HandOutPolicy, OnState
+from smalltalk_fed.train.lineage import FROM_THE_BEGINNING, Start, begin_lineage, own_training
 from smalltalk_fed.train.loop import train
 from smalltalk_fed.train.metrics import MetricsWriter
 from smalltalk_fed.train.parallel import ONE_PROCESS, World
 from smalltalk_fed.train.plan import Progress, Stopped, TrainPlan, TrainResult
-from smalltalk_fed.train.scoring import sequence_losses
-from smalltalk_fed.train.units import OnProgress, ShouldStop, train_figures, unit_progress
+from smalltalk_fed.train.state import fingerprint
+from smalltalk_fed.train.units import (
+    OnProgress,
+    ShouldStop,
+    checkpoint_policy,
+    train_figures,
+    unit_progress,
+)
 
 CURVE_POINTS = 40
 WEIGHTS_FILE = "model.safetensors"
-
-
-def seed_steps(manifest: RunManifest) -> tuple[int, int]:
-    """Return the seed's steps and what is left for each expert; both at the experts' batch.
-
-    E experts' worth of `seed_fraction` of the steps, so that seed and experts together see
-    exactly E * steps batches. Both are at least 1.
-    """
-    section = manifest.config.expert
-    taken = min(max(1, round(section.seed_fraction * section.steps)), section.steps - 1)
-    return taken * manifest.experts, section.steps - taken
 
 
 def build_expert(
@@ -72,24 +70,36 @@ def train_expert(
     seed_parameters: bytes | Path | None,
     work_folder: Path,
     *,
+    start: Start = FROM_THE_BEGINNING,
+    state: Path | None = None,
     device: torch.device | str = "cpu",
     on_progress: OnProgress | None = None,
+    on_state: OnState | None = None,
     should_stop: ShouldStop | None = None,
     world: World = ONE_PROCESS,
     metrics_folder: Path | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Train expert `expert` on its segment; return the weights' file and the figures.
 
-    `seed_parameters` are the seed model's weights where the run has one. The weights lie in
-    `work_folder`, and so do checkpoints, from which a unit that was cut off goes on. Figures
-    over time go to `metrics_folder`, or there too.
+    `seed_parameters` are the seed model's weights where the run has one. With a `start` it
+    was trained up to there, and `state` are its weights then; if it was this very folder's
+    training, that goes on where it is, and needs no state. The weights lie in `work_folder`,
+    and so do checkpoints, from which a unit that was cut off goes on. `on_state` hears of the
+    files of weights that the run collects part-way. Figures over time go to `metrics_folder`,
+    or there too.
+    Raises Malformed when the state is not of this expert.
     """
-    config = manifest.config
+    config, seeded = manifest.config, seed_parameters is not None
+    on = torch.device(device)
     model = build_expert(manifest, "expert", expert)
-    plan = expert_plan(manifest, torch.device(device))
-    if seed_parameters is not None:
-        _load(model, seed_parameters)
-        plan = _after_seed(manifest, plan)
+    own = own_training(work_folder, start)
+    begun = (own.start if own is not None else start).step
+    plan = expert_plan(manifest, on, len(segment_ids), seeded=seeded, start_step=begun)
+    if not 0 <= start.step < plan.steps or (start.step > 0 and own is None and state is None):
+        raise Malformed(
+            f"expert {expert} can't go on at step {start.step} of {plan.steps} "
+            f"{'with' if state else 'without'} the weights of then"
+        )
     order = training_order(
         config.run.seed,
         np.sort(segment_ids),
@@ -97,8 +107,21 @@ def train_expert(
         "expert-order",
         expert,
     )
-    how = _How(work_folder, device, on_progress, should_stop, world, metrics_folder)
-    return _train(manifest, corpus, model, plan, order, how)
+    if own is not None:
+        run, at_least = own.run, start.step
+    else:
+        weights = state or seed_parameters
+        if weights is not None:
+            state_from(model, weights)
+        run, at_least = fingerprint(plan, order, model), 0
+        if world.rank == 0:
+            begin_lineage(work_folder, start, run)
+    how = _How(work_folder, device, on_progress, should_stop, world, metrics_folder, run, at_least)
+    every = config.expert.collect_every_steps
+    if every:
+        how = replace(how, hand_out=HandOutPolicy(every, work_folder, on_state))
+    path, figures = _train(manifest, corpus, model, plan, order, how)
+    return path, figures | {"from_step": float(start.step)}
 
 
 def train_seed(
@@ -114,7 +137,7 @@ def train_seed(
 ) -> tuple[Path, dict[str, float]]:
     """Train the one model that all experts branch from, on a sample of the whole corpus."""
     steps, _ = seed_steps(manifest)
-    plan = replace(expert_plan(manifest, torch.device(device)), steps=steps)
+    plan = replace(base_plan(manifest, torch.device(device)), steps=steps)
     model = build_expert(manifest, "seed-model")
     order = training_order(
         manifest.config.run.seed,
@@ -142,7 +165,7 @@ def dense_baseline(
     Same shape, steps and schedule, a batch E times larger (computed in E times as many
     parts), a pass over the whole training split; fresh weights, or the run's checkpoint.
     """
-    base = expert_plan(manifest, torch.device(device))
+    base = base_plan(manifest, torch.device(device))
     plan = replace(
         base,
         batch_sequences=base.batch_sequences * manifest.experts,
@@ -159,72 +182,6 @@ def dense_baseline(
     return _train(manifest, corpus, model, plan, order, how)
 
 
-def evaluate_expert(
-    manifest: RunManifest,
-    corpus: TokenCorpus,
-    weights: bytes | Path,
-    heldout_ids: np.ndarray,
-    *,
-    device: torch.device | str = "cpu",
-    on_progress: OnProgress | None = None,
-    should_stop: ShouldStop | None = None,
-) -> dict[str, float]:
-    """Return summed losses (nats) and token counts on held-out sequences.
-
-    `prefix_nll` is of tokens 2..M, `suffix_nll` of tokens M+1..S, over all of `heldout_ids`.
-    """
-    config = manifest.config
-    use_threads(config.compute)
-    model = build_expert(manifest, "expert")
-    _load(model, weights)
-    prefix_N, suffix_N = sequence_losses(
-        model,
-        corpus.heldout,
-        np.sort(heldout_ids),
-        config.sequence.prefix,
-        batch_sequences=config.compute.score_batch,
-        dtype=config.compute.score_dtype,
-        device=device,
-        on_progress=None if on_progress is None else lambda done: on_progress(done, {}),
-        should_stop=should_stop,
-    )
-    count = len(heldout_ids)
-    return {
-        "sequences": float(count),
-        "prefix_nll": float(prefix_N.sum()),
-        "suffix_nll": float(suffix_N.sum()),
-        "prefix_tokens": float(count * (config.sequence.prefix - 1)),
-        "suffix_tokens": float(count * (config.sequence.length - config.sequence.prefix)),
-    }
-
-
-def expert_plan(manifest: RunManifest, device: torch.device) -> TrainPlan:
-    """Return how an expert is trained without a seed."""
-    config = manifest.config
-    return TrainPlan(
-        optimizer=config.expert.optimizer,
-        steps=config.expert.steps,
-        batch_sequences=config.expert.batch_sequences,
-        tokens=config.sequence.length,
-        accumulate=config.expert.accumulate,
-        dtype=train_dtype(config.compute, device),
-        compile_model=may_compile(config.compute, device),
-    )
-
-
-def _after_seed(manifest: RunManifest, plan: TrainPlan) -> TrainPlan:
-    """Fewer steps, a lower peak, and a warm-up of at most a quarter of what is left."""
-    _, steps = seed_steps(manifest)
-    old = plan.optimizer
-    optimizer = old.model_copy(
-        update={
-            "learning_rate": old.learning_rate * manifest.config.expert.seed_rate_factor,
-            "warmup_steps": min(old.warmup_steps, steps // 4),
-        }
-    )
-    return replace(plan, steps=steps, optimizer=optimizer)
-
-
 @dataclass(frozen=True)
 class _How:
     """Where a model is trained, by whom, and who hears of it."""
@@ -235,6 +192,9 @@ class _How:
     should_stop: ShouldStop | None
     world: World
     metrics_folder: Path | None
+    run: str = ""  # whose checkpoints; empty: what plan, order and start say
+    at_least: int = 0  # step that a checkpoint has reached already
+    hand_out: HandOutPolicy | None = None
 
 
 def _train(
@@ -245,8 +205,8 @@ def _train(
     order: np.ndarray,
     how: _How,
 ) -> tuple[Path, dict[str, float]]:
-    compute, leads = manifest.config.compute, how.world.rank == 0
-    use_threads(compute)
+    leads = how.world.rank == 0
+    use_threads(manifest.config.compute)
     tell = unit_progress(how.on_progress, 0.0, 1.0)
     with (
         MetricsWriter(how.metrics_folder or how.work_folder) if leads else nullcontext() as metrics
@@ -265,7 +225,10 @@ def _train(
             order,
             plan=plan,
             device=torch.device(how.device),
-            checkpoint=CheckpointPolicy(how.work_folder / "checkpoints", compute.checkpoint_s),
+            checkpoint=replace(
+                checkpoint_policy(manifest, how.work_folder), run=how.run, at_least=how.at_least
+            ),
+            hand_out=how.hand_out,
             on_progress=report,
             should_stop=how.should_stop,
             world=how.world,
@@ -281,10 +244,3 @@ def curve_figures(result: TrainResult) -> dict[str, float]:
     """Return the loss curve as figures: `loss_at_<step>` is the mean up to that step."""
     every = max(1, -(-len(result.curve) // CURVE_POINTS))
     return {f"loss_at_{step}": loss for step, loss in result.curve[every - 1 :: every]}
-
-
-def _load(model: nn.Module, weights: bytes | Path) -> None:
-    if isinstance(weights, Path):
-        state_from_file(model, weights)
-    else:
-        state_from_bytes(model, weights)

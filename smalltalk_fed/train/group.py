@@ -2,7 +2,7 @@
 
 The parent writes what is to be done into the work folder, starts torch's launcher, relays
 progress, and passes on a wish to stop; the children (`python -m smalltalk_fed.train.group`)
-call the same functions of `experts` with their part of a `World`. Rules: the result is what
+do the same `TrainInputs.train` with their part of a `World`. Rules: the result is what
 one process would give, up to the order of sums; checkpoints are interchangeable with one
 process's; between the processes go torch's own messages and nothing else.
 """
@@ -15,9 +15,9 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +26,13 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import WorldError
 from smalltalk_fed.train.device import choose_device
-from smalltalk_fed.train.experts import dense_baseline, train_expert, train_seed
+from smalltalk_fed.train.handing_out import OnState, states_in
+from smalltalk_fed.train.inputs import Kind, TrainInputs
+from smalltalk_fed.train.lineage import Start
 from smalltalk_fed.train.parallel import Strategy, joined_world
 from smalltalk_fed.train.plan import Stopped
 from smalltalk_fed.train.units import OnProgress, ShouldStop
 
-Kind = Literal["expert", "seed", "dense"]
 # Weights, gradients and AdamW's two moments, in fp32, that every process holds under DDP.
 STATE_BYTES_PER_PARAMETER = 16
 
@@ -43,16 +44,11 @@ END_S = 30.0
 
 
 def train_on_node(
-    kind: Kind,
-    manifest: RunManifest,
-    corpus: TokenCorpus,
-    work_folder: Path,
+    inputs: TrainInputs,
     *,
     device: str = "auto",
-    expert: int = 0,
-    segment_ids: np.ndarray | None = None,
-    seed_parameters: Path | None = None,
     on_progress: OnProgress | None = None,
+    on_state: OnState | None = None,
     should_stop: ShouldStop | None = None,
     metrics_folder: Path | None = None,
 ) -> tuple[Path, dict[str, float]]:
@@ -62,27 +58,22 @@ def train_on_node(
     Raises as `train_in_group` does.
     """
     count = torch.cuda.device_count() if device in ("auto", "cuda") else 1
-    processes = processes_for(kind, manifest, count)
+    processes = processes_for(inputs.kind, inputs.manifest, count)
     if processes > 1:
         memory = torch.cuda.get_device_properties(0).total_memory
         return train_in_group(
-            kind,
-            manifest,
-            corpus,
-            work_folder,
+            inputs,
             processes=processes,
-            strategy=strategy_for(manifest, memory),
-            expert=expert,
-            segment_ids=segment_ids,
-            seed_parameters=seed_parameters,
+            strategy=strategy_for(inputs.manifest, memory),
             on_progress=on_progress,
+            on_state=on_state,
             should_stop=should_stop,
             metrics_folder=metrics_folder,
         )
-    inputs = _Inputs(kind, manifest, corpus, work_folder, expert, segment_ids, seed_parameters)
     return inputs.train(
         device=choose_device(device),
         on_progress=on_progress,
+        on_state=on_state,
         should_stop=should_stop,
         metrics_folder=metrics_folder,
     )
@@ -103,70 +94,35 @@ def strategy_for(manifest: RunManifest, gpu_bytes: int) -> Strategy:
     return "ddp" if 2 * state_bytes <= gpu_bytes else "fsdp"
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """What is trained, on what, from what."""
-
-    kind: Kind
-    manifest: RunManifest
-    corpus: TokenCorpus
-    work_folder: Path
-    expert: int = 0
-    segment_ids: np.ndarray | None = None
-    seed_parameters: Path | None = None
-
-    def train(self, **how: Any) -> tuple[Path, dict[str, float]]:
-        """Train it in this process; `how` are the keywords of `experts`' functions."""
-        if self.kind == "seed":
-            return train_seed(self.manifest, self.corpus, self.work_folder, **how)
-        if self.kind == "dense":
-            return dense_baseline(self.manifest, self.corpus, self.work_folder, **how)
-        if self.segment_ids is None:
-            raise ValueError("an expert can't be trained without its segment")
-        return train_expert(
-            self.manifest,
-            self.corpus,
-            self.expert,
-            self.segment_ids,
-            self.seed_parameters,
-            self.work_folder,
-            **how,
-        )
-
-
 def train_in_group(
-    kind: Kind,
-    manifest: RunManifest,
-    corpus: TokenCorpus,
-    work_folder: Path,
+    inputs: TrainInputs,
     *,
     processes: int,
     strategy: Strategy = "ddp",
-    expert: int = 0,
-    segment_ids: np.ndarray | None = None,
-    seed_parameters: Path | None = None,
     on_progress: OnProgress | None = None,
+    on_state: OnState | None = None,
     should_stop: ShouldStop | None = None,
     metrics_folder: Path | None = None,
 ) -> tuple[Path, dict[str, float]]:
-    """Do what `train_expert`, `train_seed` or `dense_baseline` does with several processes.
+    """Do what `inputs.train` does with several processes, one a GPU where there are GPUs.
 
-    One process a GPU, where there are GPUs. `segment_ids` and `seed_parameters` are an
-    expert's.
     Raises Stopped when `should_stop` said so, WorldError when a process failed.
     """
+    work_folder = inputs.work_folder
     work_folder.mkdir(parents=True, exist_ok=True)
     for name in (PROGRESS_FILE, RESULT_FILE, STOP_FILE):
         (work_folder / name).unlink(missing_ok=True)
-    (work_folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
-    if segment_ids is not None:
-        np.save(work_folder / SEGMENT_FILE, segment_ids, allow_pickle=False)
+    (work_folder / MANIFEST_FILE).write_bytes(inputs.manifest.to_bytes())
+    if inputs.segment_ids is not None:
+        np.save(work_folder / SEGMENT_FILE, inputs.segment_ids, allow_pickle=False)
     request = {
-        "kind": kind,
-        "corpus": str(corpus.folder.resolve()),
-        "expert": expert,
-        "seed": str(seed_parameters.resolve()) if seed_parameters else None,
-        "metrics": str(metrics_folder.resolve()) if metrics_folder else None,
+        "kind": inputs.kind,
+        "corpus": str(inputs.corpus.folder.resolve()),
+        "expert": inputs.expert,
+        "seed": _name(inputs.seed_parameters),
+        "start": asdict(inputs.start),
+        "state": _name(inputs.state),
+        "metrics": _name(metrics_folder),
         "strategy": strategy,
         "parent": os.getpid(),
     }
@@ -182,7 +138,7 @@ def train_in_group(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            _watch(group, work_folder, on_progress, should_stop)
+            _watch(group, work_folder, on_progress, on_state, should_stop)
         except BaseException:
             _end(group, work_folder)
             raise
@@ -193,13 +149,19 @@ def _watch(
     group: subprocess.Popen[bytes],
     folder: Path,
     on_progress: OnProgress | None,
+    on_state: OnState | None,
     should_stop: ShouldStop | None,
 ) -> None:
     seen: dict[str, Any] = {}
+    handed_out = 0  # step
     while group.poll() is None:
         time.sleep(POLL_S)
         if should_stop is not None and should_stop():
             (folder / STOP_FILE).touch()
+        for step, path in states_in(folder):
+            if on_state is not None and step > handed_out:
+                handed_out = step
+                on_state(step, path)
         told = _read(folder / PROGRESS_FILE)
         if on_progress is not None and told and told != seen:
             seen = told
@@ -244,6 +206,14 @@ def _write(path: Path, table: dict[str, Any]) -> None:
     part.replace(path)
 
 
+def _name(path: Path | None) -> str | None:
+    return str(path.resolve()) if path else None
+
+
+def _path(name: str | None) -> Path | None:
+    return Path(name) if name else None
+
+
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -267,14 +237,16 @@ def work(folder: Path) -> None:
                 _write(folder / PROGRESS_FILE, {"fraction": fraction, "figures": figures})
 
         segment = folder / SEGMENT_FILE
-        inputs = _Inputs(
+        inputs = TrainInputs(
             request["kind"],
             manifest,
             corpus,
             folder,
             request["expert"],
             np.load(segment, allow_pickle=False) if segment.exists() else None,
-            Path(request["seed"]) if request["seed"] else None,
+            _path(request["seed"]),
+            Start(**request["start"]),
+            _path(request["state"]),
         )
         result: dict[str, Any]
         try:
@@ -283,7 +255,7 @@ def work(folder: Path) -> None:
                 on_progress=report,
                 should_stop=lambda: (folder / STOP_FILE).exists() or not _alive(request["parent"]),
                 world=world,
-                metrics_folder=Path(request["metrics"]) if request["metrics"] else None,
+                metrics_folder=_path(request["metrics"]),
             )
             result = {"stopped": False, "weights": str(weights), "figures": figures}
         except Stopped:

@@ -10,13 +10,13 @@ What to train on, and from which weights, is `units`' part.
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,18 @@ from torch import Tensor, nn
 
 from smalltalk_fed.config.run import Optimizer
 from smalltalk_fed.data.loader import BatchLoader, RowSource
-from smalltalk_fed.errors import UserError
+from smalltalk_fed.errors import WorldError
 from smalltalk_fed.model.forward import is_lean, make_forward
 from smalltalk_fed.model.loss import mean_loss
-from smalltalk_fed.train.checkpoint import Checkpointer, CheckpointPolicy, TrainState, fingerprint
+from smalltalk_fed.train.checkpoint import Checkpointer, CheckpointPolicy
 from smalltalk_fed.train.device import Dtype, autocast
+from smalltalk_fed.train.handing_out import HandOutPolicy, StateWriter
 from smalltalk_fed.train.parallel import ONE_PROCESS, World
-from smalltalk_fed.train.plan import (
-    REPORT_S,
-    Progress,
-    TrainPlan,
-    TrainResult,
-    curve_of,
-    rate_at,
-)
+from smalltalk_fed.train.plan import Progress, TrainPlan, TrainResult
+from smalltalk_fed.train.reporting import Reporter
+from smalltalk_fed.train.state import TrainState, fingerprint
+
+log = logging.getLogger(__name__)
 
 # On a CPU a small model works on so few tokens at once that they stay in the cache.
 CACHED_TOKENS = 1024
@@ -86,6 +84,7 @@ def train(
     plan: TrainPlan,
     device: torch.device,
     checkpoint: CheckpointPolicy | None = None,
+    hand_out: HandOutPolicy | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     world: World = ONE_PROCESS,
@@ -93,7 +92,8 @@ def train(
     """Train `model` in place on the sequences `order` of `split`, batch after batch.
 
     The last batch may be smaller; its loss is the mean over its own tokens. With `checkpoint`
-    a run goes on where the newest good checkpoint of the same plan, order and start left it.
+    a run goes on where the newest good checkpoint of the same plan, order and start left it;
+    with `hand_out` its weights are given out part-way.
     `should_stop` is asked after every step; when it says so, a checkpoint is written and the
     result's `finished` is False.
     Raises UserError when the loss is no number any more, WorldError when a checkpoint can't
@@ -101,22 +101,28 @@ def train(
     """
     if math.ceil(len(order) / plan.batch_sequences) != plan.steps:
         raise ValueError(f"{len(order)} sequences are not {plan.steps} steps")
-    keeper = None
+    name = ""
     if checkpoint is not None:
-        keeper = Checkpointer(checkpoint, fingerprint(plan, order, model), writes=world.rank == 0)
+        name = checkpoint.run or fingerprint(plan, order, model)
     model.to(device).train()
     loss = MeanLoss(model, plan.dtype, compile_model=plan.compile_model, lean=world.lean)
     module = world.wrap(loss)
     optimizer = make_optimizer(model, plan.optimizer, device)
     losses_T = torch.zeros(plan.steps, dtype=torch.float32, device=device)
     state = TrainState(model, optimizer, losses_T, world)
+    state.step = plan.start_step
+    keeper, giver = None, None
+    if checkpoint is not None:
+        keeper = Checkpointer(checkpoint, name, state, writes=world.rank == 0)
+    if hand_out is not None:
+        giver = StateWriter(hand_out, plan.steps, world)
     rows = part_sequences(plan, model, world.size)
     order, weights_T = world.share(order, plan.batch_sequences)
     stopped = False
     with _seeded(plan.seed, device), _deferred_interrupt() as interrupted:
         if keeper is not None:
-            keeper.restore(state)
-        run = _Run(plan, state, time.monotonic(), state.step, on_progress)
+            keeper.restore()
+        run = Reporter(plan, state, time.monotonic(), state.step, on_progress)
         batches = BatchLoader(
             split, order, plan.batch_sequences // world.size, plan.tokens, device, state.step
         )
@@ -131,10 +137,15 @@ def train(
                     break
                 if save and keeper is not None:
                     run.check()
-                    keeper.save(state)
+                    keeper.save()
+                if giver is not None and giver.due(state.step):
+                    run.check()
+                    giver.save(model, state.step)
         run.check()
+        if giver is not None:
+            giver.close()
         if keeper is not None:
-            keeper.save(state, wait=True)
+            _save_last(keeper, stopped, world)
     if stopped and interrupted():
         raise KeyboardInterrupt
     return run.result(state.step >= plan.steps)
@@ -165,13 +176,25 @@ def part_sequences(plan: TrainPlan, model: nn.Module, processes: int = 1) -> int
     return rows
 
 
+def _save_last(keeper: Checkpointer, stopped: bool, world: World) -> None:
+    """Leave a checkpoint: of a stopped run always, of a finished one if it is worth the wait."""
+    try:
+        if world.lead(stopped or keeper.worth_waiting):
+            keeper.save(wait=True)
+        keeper.close()
+    except WorldError as error:
+        if stopped:
+            raise
+        log.warning("training is finished, and its weights are handed in all the same: %s", error)
+
+
 def _step(
     module: nn.Module, state: TrainState, batch: Tensor, rows: int, plan: TrainPlan, weight: float
 ) -> None:
     """Take one step on one batch; `weight` is this process's share of it."""
     world, optimizer = state.world, state.optimizer
     for group in optimizer.param_groups:
-        group["lr"] = rate_at(state.step, plan.steps, plan.optimizer)
+        group["lr"] = plan.rate(state.step)
     parts = batch.split(rows)
     total = state.losses_T[state.step]
     for index, part in enumerate(parts):
@@ -183,68 +206,6 @@ def _step(
     nn.utils.clip_grad_norm_(state.weights, plan.optimizer.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-
-@dataclass
-class _Run:
-    """Speed and losses of a run, reported now and then."""
-
-    plan: TrainPlan
-    state: TrainState
-    started: float
-    first_step: int
-    on_progress: Callable[[Progress], None] | None
-    reported_at: float = 0.0
-    reported_step: int = 0
-
-    def __post_init__(self) -> None:
-        self.reported_at, self.reported_step = self.started, self.first_step
-
-    def report(self) -> None:
-        now = time.monotonic()
-        step = self.state.step
-        if now - self.reported_at < REPORT_S and step < self.plan.steps:
-            return
-        loss = self._loss(self.reported_step, step)
-        speed = self._tokens(self.reported_step, step) / max(now - self.reported_at, 1e-9)
-        self.reported_at, self.reported_step = now, step
-        if self.on_progress is not None:
-            self.on_progress(Progress(step, self.plan.steps, loss, speed))
-
-    def check(self) -> None:
-        self._loss(0, self.state.step)
-
-    def result(self, finished: bool) -> TrainResult:
-        losses = self.state.losses_T[: self.state.step].tolist()
-        seconds = time.monotonic() - self.started
-        tokens = self._tokens(0, self.state.step)
-        here = self._tokens(self.first_step, self.state.step)
-        tail = losses[-max(1, len(losses) // 50) :]
-        return TrainResult(
-            finished=finished,
-            step=self.state.step,
-            loss_first=losses[0] if losses else 0.0,
-            loss_last=math.fsum(tail) / max(1, len(tail)),
-            loss_mean=math.fsum(losses) / max(1, len(losses)),
-            curve=curve_of(losses),
-            tokens=tokens,
-            seconds=seconds,
-            tokens_per_s=here / max(seconds, 1e-9),
-        )
-
-    def _loss(self, start: int, stop: int) -> float:
-        if stop <= start:
-            return 0.0
-        loss = float(self.state.losses_T[start:stop].mean())  # the one wait for the device
-        if not math.isfinite(loss):
-            raise UserError(
-                f"training diverged: the loss is {loss} at step {stop} of {self.plan.steps}; "
-                "lower the optimizer's learning_rate or raise its warmup_steps."
-            )
-        return loss
-
-    def _tokens(self, start: int, stop: int) -> int:
-        return (stop - start) * self.plan.batch_sequences * self.plan.tokens
 
 
 @contextmanager

@@ -57,6 +57,10 @@ class World:
         """Return what all processes do after `step`: each of the two if any of them wants it."""
         return stop, save
 
+    def lead(self, word: bool) -> bool:
+        """Return the word of the process of rank 0; all must ask at the same step."""
+        return word
+
     def whole(self, value: Tensor) -> Tensor:
         """Return all of a tensor of which this process may hold a part."""
         return value
@@ -128,6 +132,12 @@ class ProcessWorld(World):
         dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
         both = wishes.tolist()
         return bool(both[0]), bool(both[1])
+
+    def lead(self, word: bool) -> bool:
+        """See `World.lead`."""
+        said = torch.tensor([word], dtype=torch.int32, device=self._device)
+        dist.broadcast(said, src=0)
+        return bool(said.item())
 
     def whole(self, value: Tensor) -> Tensor:
         """See `World.whole`."""

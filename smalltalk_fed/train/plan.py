@@ -1,7 +1,9 @@
 """What a training run does, how its rate goes, and what it reports. Values only.
 
 The optimizer is the paper's AdamW (arXiv 2410.03529, table 1): linear warm-up, then constant
-or half a cosine down to `final_fraction` of the peak rate at the last step.
+or half a cosine down to `final_fraction` of the peak rate at the last step. A run that goes on
+from weights alone keeps the schedule of its steps, times a short ramp of its own, since
+AdamW's moments start anew there.
 """
 
 from __future__ import annotations
@@ -32,6 +34,13 @@ class TrainPlan:
     dtype: Dtype = "float32"
     compile_model: bool = False
     seed: int = 0  # of dropout, in models that have it
+    start_step: int = 0  # the weights given are those after so many steps
+    ramp_steps: int = 0  # the rate rises to the schedule's over so many steps from there
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of step `step` (from 0)."""
+        ramp = min(1.0, (step - self.start_step + 1) / (self.ramp_steps + 1))
+        return rate_at(step, self.steps, self.optimizer) * ramp
 
 
 @dataclass(frozen=True)

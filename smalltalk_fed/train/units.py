@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from smalltalk_fed.mixture.permutation import (
 from smalltalk_fed.mixture.scores import encode_scores
 from smalltalk_fed.model.build import build_model
 from smalltalk_fed.model.state import state_from_bytes, state_to_bytes
+from smalltalk_fed.train.checkpoint import CHECKPOINTS, CheckpointPolicy
 from smalltalk_fed.train.device import train_dtype, use_threads
 from smalltalk_fed.train.loop import train
 from smalltalk_fed.train.plan import Progress, Stopped, TrainPlan, TrainResult
@@ -82,6 +84,7 @@ def router_round(
     parameters: bytes | None,
     share_ids: np.ndarray,
     *,
+    work_folder: Path | None = None,
     device: torch.device | str = "cpu",
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
@@ -89,7 +92,8 @@ def router_round(
     """Train router `expert` once over its share of chunk `round_` (1..T), and score the next.
 
     Algorithm 1's M-step and its part of the E-step. Chunk number `round_` counted from 0 is
-    the next round's, since the first round's is number 0.
+    the next round's, since the first round's is number 0. A long round leaves checkpoints in
+    `work_folder`, and goes on from them.
     """
     config, device = manifest.config, torch.device(device)
     use_threads(config.compute)
@@ -115,6 +119,7 @@ def router_round(
         order,
         plan=plan,
         device=device,
+        checkpoint=checkpoint_policy(manifest, work_folder) if work_folder else None,
         on_progress=unit_progress(on_progress, 0.0, part),
         should_stop=should_stop,
     )
@@ -148,6 +153,7 @@ def shard(
     routers: Sequence[bytes],
     index: int,
     *,
+    weights: Sequence[float] = (),
     heldout: bool = False,
     device: torch.device | str = "cpu",
     on_progress: OnProgress | None = None,
@@ -155,6 +161,7 @@ def shard(
 ) -> ShardResult:
     """Divide slice `index` of the training split among the experts, balanced.
 
+    `weights`: the experts' shares where they follow measured speeds, as the unit says.
     `heldout`: route all held-out sequences instead, each to its best expert, unbalanced, as
     prompts are.
     """
@@ -181,7 +188,9 @@ def shard(
     if heldout:
         expert_N, prices_E, figures = route(scores_NxE), np.zeros(len(routers)), {}
     else:
-        balanced = assign(scores_NxE, capacity(manifest, len(ids)), config.assignment.method)
+        balanced = assign(
+            scores_NxE, capacity(manifest, len(ids), weights), config.assignment.method
+        )
         expert_N, prices_E = balanced.expert_N, balanced.prices_E
         figures = {
             "displaced_fraction": float(balanced.stats.displaced_fraction),
@@ -189,6 +198,13 @@ def shard(
         }
     figures["sequences"] = float(len(ids))
     return ShardResult(encode_experts(expert_N, len(routers)), figures, prices_E)
+
+
+def checkpoint_policy(manifest: RunManifest, work_folder: Path) -> CheckpointPolicy:
+    """Return where a unit's checkpoints are and how often they come."""
+    compute = manifest.config.compute
+    folder = work_folder / CHECKPOINTS
+    return CheckpointPolicy(folder, compute.checkpoint_s, compute.checkpoint_share)
 
 
 def router_optimizer(settings: Optimizer, steps: int) -> Optimizer:

@@ -24,7 +24,7 @@ from smalltalk_fed.errors import Malformed, TooLarge, WorldError
 
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8
-CHUNK_BYTES = 1 << 22
+CHUNK_BYTES = 1 << 18
 
 _BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,

@@ -96,6 +96,18 @@ def test_a_unit_is_kept_for_its_holder_for_a_moment_and_then_given_away(
     assert b.unit.unit_id == "router_round/0/2"
 
 
+def test_of_two_units_whose_inputs_one_node_has_the_second_goes_to_the_other_at_once(
+    world: World, node: Nodes
+) -> None:
+    a, b = node("a"), node("b")
+    a.poll()
+    a.done()  # both routers' first round is a's
+    b.poll()
+    a.done()
+    assert a.look() and a.unit and a.unit.unit_id == "router_round/0/2"
+    assert b.look() and b.unit and b.unit.unit_id == "router_round/1/2"
+
+
 def test_a_node_can_not_claim_a_unit_that_has_all_its_copies(world: World, node: Nodes) -> None:
     a, b, c = node("a"), node("b"), node("c")
     a.poll()

@@ -225,3 +225,48 @@ def test_a_node_that_is_no_faster_takes_no_copy() -> None:
     a.work(60.0, rate=1e-4)
     asks(b, 2.0)
     assert not b.unit
+
+
+def slow_at_work(names: str) -> tuple[World, list[FakeNode]]:
+    """Node a needs 10,000 s for the expert, as its progress shows; the others are no faster."""
+    world, nodes = training(names, poll_s=500.0)
+    for node in nodes:
+        world.coordinator.leases.present[node.node_id].tokens_per_s = 10.0
+    nodes[0].work(60.0, rate=1e-4)
+    return world, nodes
+
+
+def test_a_faster_node_that_comes_gets_its_copy_at_once() -> None:
+    world, (a, b) = slow_at_work("ab")
+    assert b.look() is None
+    fast = FakeNode(world, "fast", tokens_per_s=300.0).enrol().join()
+    fast.poll()
+    assert fast.unit and a.unit and fast.unit.key == a.unit.key
+
+
+def test_a_copy_that_is_given_back_goes_to_the_next_fastest_at_once() -> None:
+    world, _ = slow_at_work("a")
+    fast = FakeNode(world, "fast", tokens_per_s=300.0).enrol().join()
+    fast.poll()
+    assert fast.unit
+    other = FakeNode(world, "other", tokens_per_s=200.0).enrol().join()
+    other.poll()
+    assert not other.unit
+    world.ask(msg.Leave(fast.node_id, 1))
+    other.look()
+    assert other.unit and other.unit.unit_id == "train_expert/0"
+
+
+def test_time_alone_lets_a_free_node_take_a_copy_of_what_lasts_too_long() -> None:
+    world = World(make_manifest(poll_s=500.0))
+    a, b = (FakeNode(world, name).enrol().join() for name in "ab")
+    a.poll()
+    b.poll()
+    world.advance(1.0)
+    b.done()  # a router round takes a second, usually
+    world.advance(14.0)
+    a.beat()  # its lease goes on to 35 s after it began
+    assert world.coordinator.deadline() == pytest.approx(world.now + 5.0)
+    world.advance(5.0)
+    b.look()
+    assert b.unit and a.unit and b.unit.key == a.unit.key

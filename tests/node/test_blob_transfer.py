@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import grpc
@@ -17,6 +18,7 @@ from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import Malformed, Refused
 
 DATA = os.urandom(5 * transfer.PART_BYTES + 17)
+LARGE = os.urandom(24 * transfer.PART_BYTES)  # more than sockets and windows take in
 UNIT = "router_round/0/1"
 
 
@@ -69,6 +71,45 @@ def test_upload_that_is_stopped_can_be_continued(
     assert len(loopback.partial[ref.digest]) == 2 * transfer.PART_BYTES
     put_blob(connection, ref, UNIT, DATA)
     assert loopback.blobs[ref.digest] == DATA
+
+
+def test_upload_that_stalls_ends_and_goes_on_where_it_was(
+    connection: Connection, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "STALL_S", 0.3)
+    ref = ref_of("scores", LARGE)
+    loopback.behaviour.put_stalls_after = 2
+    with pytest.raises(NoAnswer):
+        put_blob(connection, ref, UNIT, LARGE)
+    loopback.behaviour.put_stalls_after = None
+    put_blob(connection, ref, UNIT, LARGE)
+    assert loopback.uploads == [(UNIT, "scores", 0), (UNIT, "scores", 2 * transfer.PART_BYTES)]
+    assert loopback.blobs[ref.digest] == LARGE
+
+
+def test_transfer_that_stands_still_is_stopped_when_nobody_wants_it(
+    connection: Connection, loopback: Loopback, tmp_path: Path
+) -> None:
+    ref, unwanted = loopback.put("share", LARGE), threading.Event()
+    loopback.behaviour.get_stalls_after = 1
+    threading.Timer(0.2, unwanted.set).start()
+    with pytest.raises(NoAnswer):
+        get_blob(connection, ref, tmp_path / "share", unwanted.is_set)
+
+
+def test_download_that_stalls_ends_and_goes_on_where_it_was(
+    connection: Connection, loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "STALL_S", 0.3)
+    ref = loopback.put("share", DATA)
+    loopback.behaviour.get_stalls_after = 3
+    with pytest.raises(NoAnswer):
+        get_blob(connection, ref, tmp_path / "share")
+    loopback.behaviour.get_stalls_after = None
+    before = connection.ledger.by_kind()["ids"]["down"]
+    assert get_blob(connection, ref, tmp_path / "share").read_bytes() == DATA
+    rest = connection.ledger.by_kind()["ids"]["down"] - before
+    assert rest < len(DATA) - 2 * PART_BYTES
 
 
 def test_download_arrives_whole(connection: Connection, loopback: Loopback, tmp_path: Path) -> None:

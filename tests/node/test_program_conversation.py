@@ -44,7 +44,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joining, "JOIN_FIRST_S", 0.01)
     monkeypatch.setattr(program_module, "LOOK_EVERY_S", 0.02)
     monkeypatch.setattr("smalltalk_fed.core.session.RETRY_FIRST_S", 0.01)
-    monkeypatch.setattr("smalltalk_node.worker.RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr("smalltalk_node.patience.RETRY_FIRST_S", 0.01)
 
 
 class Stage:
@@ -299,40 +299,35 @@ def test_an_upload_that_breaks_off_goes_on(stage: Stage, monkeypatch: pytest.Mon
 # ---------------------------------------------------------------------------- conversation
 
 
-def test_a_node_at_work_says_so_and_drops_what_is_not_wanted(stage: Stage) -> None:
-    stage.manifest = tiny_manifest(stage.corpus, expert={"steps": 20_000})
+def test_a_node_at_work_says_so_and_a_unit_that_is_dropped_goes_on_when_it_comes_again(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.script(manifest=tiny_manifest(stage.corpus, expert={"steps": 20_000}))
     unit = stage.unit("train_expert/0", segment=ids(40))
-    dropped = msg.Order("somebody else was faster", cancel=unit.unit_id)
-    carry_on = msg.Order("carry on", heartbeat_s=0.02)
-    beats: list[msg.Exchange] = []
-
-    def watch(question: msg.Exchange) -> msg.Order:
-        beats.append(question)
-        assert question.working is not None
-        progressed = "step" in question.working.figures
-        return dropped if progressed else carry_on
-
-    answers: list[Answer] = [msg.Order("do this", unit=unit, heartbeat_s=0.02)]
-    stage.script()
+    do_this = msg.Order("do this", unit=unit, heartbeat_s=0.02)
+    steps: list[float] = []  # before it was dropped, and after
 
     def exchange(question: msg.Exchange) -> msg.Order:
-        if answers:
-            answer = answers.pop()
-            assert isinstance(answer, msg.Order)
-            return answer
-        if question.working:
-            return watch(question)
-        return STOP
+        if question.working is None:
+            assert question.wants_work
+            return STOP if len(steps) == 2 else do_this
+        assert not question.wants_work
+        assert question.working.unit_id == unit.unit_id
+        step = question.working.figures.get("step", 0.0)
+        if step > sum(steps):
+            steps.append(step)
+            return msg.Order("the run is paused", cancel=unit.unit_id)
+        return msg.Order("carry on", heartbeat_s=0.02)
 
     stage.loopback.behaviour.exchange = exchange
     assert stage.program().run() == STOP.reason
-    assert all(not beat.wants_work for beat in beats)
-    assert beats[-1].working is not None
-    assert beats[-1].working.unit_id == unit.unit_id
-    assert not any(question.finished for question in stage.loopback.exchanges)
-    assert stage.loopback.exchanges[-1].wants_work
-    # It was stopped at a step and left a checkpoint, from which it could go on.
-    assert list((stage.folder.path / "work" / "run-1" / "train_expert-0").rglob("step-*"))
+    assert not any(question.finished or question.failed for question in stage.loopback.exchanges)
+    # It was stopped at a step, left a checkpoint there, and did not begin anew.
+    went_on = [r.getMessage() for r in caplog.records if "going on from" in r.getMessage()]
+    assert len(went_on) == 1
+    assert int(went_on[0].rpartition("step-")[2]) >= steps[0] > 0
+    # The run is finished, so that nobody needs the checkpoint any more.
+    assert not (stage.folder.path / "work" / "run-1" / "train_expert-0").exists()
 
 
 def test_a_coordinator_that_is_not_there_yet_is_waited_for(

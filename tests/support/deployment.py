@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ def free_port() -> int:
         return port
 
 
-def command(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end."""
+def command(
+    program: str, *arguments: object, within: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end; `within` goes in front of it."""
     return subprocess.run(
-        [str(BIN / program), *map(str, arguments)],
+        [*within, str(BIN / program), *map(str, arguments)],
         capture_output=True,
         text=True,
         env=ENV,
@@ -40,9 +42,9 @@ def command(program: str, *arguments: object) -> subprocess.CompletedProcess[str
     )
 
 
-def good(program: str, *arguments: object) -> str:
+def good(program: str, *arguments: object, within: Sequence[str] = ()) -> str:
     """Run one command that must succeed; returns what it printed."""
-    done = command(program, *arguments)
+    done = command(program, *arguments, within=within)
     assert done.returncode == 0, f"{program} {arguments}: {done.stderr}"
     return done.stdout.strip()
 
@@ -65,6 +67,10 @@ class Deployment:
     corpus: Path
     settings: dict[str, object]
     children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    # What goes in front of the commands at the coordinator's and at the nodes' place.
+    at_coordinator: Sequence[str] = ()
+    at_nodes: Sequence[str] = ()
 
     @property
     def run(self) -> Path:
@@ -76,8 +82,8 @@ class Deployment:
         self.run_port, self.enrol_port = run_port or free_port(), enrol_port or free_port()
         good(
             "smalltalk-coordinator", "init", self.run, "--corpus", self.corpus,
-            "--run-address", f"127.0.0.1:{self.run_port}",
-            "--enrol-address", f"127.0.0.1:{self.enrol_port}", *self.sets(),
+            "--run-address", f"{self.host}:{self.run_port}",
+            "--enrol-address", f"{self.host}:{self.enrol_port}", *self.sets(),
         )  # fmt: skip
 
     def sets(self) -> list[str]:
@@ -93,14 +99,15 @@ class Deployment:
     def status(self) -> dict[str, Any]:
         """`smalltalk-coordinator status --json`."""
         status: dict[str, Any] = json.loads(
-            good("smalltalk-coordinator", "status", self.run, "--json")
+            good("smalltalk-coordinator", "status", self.run, "--json", within=self.at_coordinator)
         )
         return status
 
     def join(self, name: str) -> None:
         """`invite` and `smalltalk-node join`."""
-        token = good("smalltalk-coordinator", "invite", self.run)
-        good("smalltalk-node", "join", token, "--dir", self.folder / name, "--name", name)
+        token = good("smalltalk-coordinator", "invite", self.run, within=self.at_coordinator)
+        place = ("--dir", self.folder / name, "--name", name)
+        good("smalltalk-node", "join", token, *place, within=self.at_nodes)
 
     def node(self, name: str) -> None:
         """`smalltalk-node run` in the background."""
@@ -109,9 +116,10 @@ class Deployment:
 
     def start(self, name: str, program: str, *arguments: object) -> None:
         """Start a child; its output goes to NAME.log."""
+        within = self.at_coordinator if name == "coordinator" else self.at_nodes
         with (self.folder / f"{name}.log").open("ab") as log:
             self.children[name] = subprocess.Popen(
-                [str(BIN / program), *map(str, arguments)],
+                [*within, str(BIN / program), *map(str, arguments)],
                 stdout=log,
                 stderr=log,
                 env=ENV,

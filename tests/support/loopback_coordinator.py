@@ -43,7 +43,9 @@ class Behaviour:
     """What goes wrong, and what is answered."""
 
     put_breaks_after: int | None = None  # parts of an upload that are taken; then UNAVAILABLE
+    put_stalls_after: int | None = None  # parts of an upload that are taken; then no more
     get_breaks_after: int | None = None  # parts of a download that are sent
+    get_stalls_after: int | None = None
     get_sends: bytes | None = None  # other bytes than asked for
     refusal: tuple[grpc.StatusCode, str] | None = None  # of every BlobState
     explanation: str = ""  # why no certificate is welcome
@@ -138,6 +140,8 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
                 assert len(self.partial.get(digest, b"")) == upload.offset
             self.ledger.message(node_id, kind, "up", part.ByteSize())
             self.partial[digest] = self.partial.get(digest, b"") + part.data
+            if taken == self.behaviour.put_stalls_after:
+                self._wait_for_hanging_up(context)
             if taken == self.behaviour.put_breaks_after:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "the line broke")
         assert upload is not None
@@ -158,6 +162,8 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the coordinator has no such blob")
             return
         for number, start in enumerate(range(request.offset, len(data), PART_BYTES)):
+            if number == self.behaviour.get_stalls_after:
+                self._wait_for_hanging_up(context)
             if number == self.behaviour.get_breaks_after:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "the line broke")
             part = pb.BlobPart(data=data[start : start + PART_BYTES])
@@ -171,6 +177,12 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         digest = hashlib.sha256(data).hexdigest()
         self.blobs[digest] = data
         return BlobRef(name, digest, len(data))
+
+    @staticmethod
+    def _wait_for_hanging_up(context: Any) -> None:
+        hung_up = threading.Event()
+        if context.add_callback(hung_up.set):
+            hung_up.wait()
 
     def _node(self, context: Any) -> str:
         return certificate_facts(context.auth_context()["x509_pem_cert"][0]).node_id

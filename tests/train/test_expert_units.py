@@ -10,12 +10,11 @@ from smalltalk_fed.mixture.permutation import training_order
 from smalltalk_fed.model.build import build_model, model_config
 from smalltalk_fed.model.state import named_weights, state_from_file, state_to_bytes, state_to_file
 from smalltalk_fed.train import experts
+from smalltalk_fed.train.evaluation import evaluate_expert
+from smalltalk_fed.train.expert_plans import base_plan, seed_steps
 from smalltalk_fed.train.experts import (
     build_expert,
     dense_baseline,
-    evaluate_expert,
-    expert_plan,
-    seed_steps,
     train_expert,
     train_seed,
 )
@@ -138,7 +137,7 @@ def test_the_dense_model_sees_as_many_tokens_as_all_experts_in_as_many_steps(
     manifest = make_run()
     _, figures = dense_baseline(manifest, corpus, tmp_path)
     _, order, plan = watched[0]
-    expert = expert_plan(manifest, torch.device("cpu"))
+    expert = base_plan(manifest, torch.device("cpu"))
     assert (plan.steps, plan.batch_sequences) == (expert.steps, 2 * expert.batch_sequences)
     assert plan.optimizer == expert.optimizer
     assert len(set(order[:96].tolist())) == 96

@@ -155,3 +155,54 @@ def test_building_a_router_does_not_change_its_bytes(first, make_run):
     twin = copy.deepcopy(model)
     state_from_bytes(twin, first.parameters)
     assert state_to_bytes(model) == state_to_bytes(twin) == first.parameters
+
+
+def test_a_round_that_was_stopped_goes_on_and_ends_with_the_same_bits(
+    first, make_run, corpus, tmp_path
+):
+    asked = []
+    with pytest.raises(Stopped):
+        router_round(
+            make_run(),
+            corpus,
+            0,
+            1,
+            None,
+            SHARE,
+            work_folder=tmp_path,
+            should_stop=lambda: bool(asked.append(1)) or len(asked) == 2,
+        )
+    assert [path.name for path in tmp_path.glob("checkpoints/*")] == ["step-0000000002"]
+    asked.clear()
+    again = router_round(
+        make_run(),
+        corpus,
+        0,
+        1,
+        None,
+        SHARE,
+        work_folder=tmp_path,
+        should_stop=lambda: bool(asked.append(1)),
+    )
+    scored = 3  # it is asked after each of three batches too
+    assert len(asked) == 1 + scored
+    assert (again.parameters, again.score_block) == (first.parameters, first.score_block)
+
+
+def test_a_short_round_writes_nothing(first, make_run, corpus, tmp_path):
+    manifest = make_run(compute={"checkpoint_share": 1e-9})
+    again = router_round(manifest, corpus, 0, 1, None, SHARE, work_folder=tmp_path)
+    assert again.parameters == first.parameters
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_measured_speeds_decide_how_a_slice_is_shared_out(make_run, corpus):
+    manifest = make_run(assignment={"capacity": "throughput"})
+    routers = [state_to_bytes(build_router(manifest, expert, None)) for expert in (0, 1)]
+    start, stop = manifest.shard_range(0)
+    for weights, part in (((3.0, 1.0), 0.75), ((), 0.5)):
+        result = shard(manifest, corpus, routers, 0, weights=weights)
+        expert_N = decode_experts(result.experts, stop - start, 2)
+        assert np.mean(expert_N == 0) == part
+    equal = shard(make_run(), corpus, routers, 0, weights=(3.0, 1.0))
+    assert np.mean(decode_experts(equal.experts, stop - start, 2) == 0) == 0.5

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import shutil
 
 import numpy as np
@@ -29,7 +30,7 @@ def plan(fast_optimizer):
 def run(model, corpus, plan, tmp_path):
     """Train a fresh copy of the model, to step `stop_at`, with checkpoints in `tmp_path`."""
 
-    def go(stop_at=None, every_s=1e9, plan=plan, order=ORDER, start=model):
+    def go(stop_at=None, every_s=1e9, share=math.inf, plan=plan, order=ORDER, start=model):
         twin, steps = copy.deepcopy(start), []
 
         def should_stop():
@@ -42,7 +43,7 @@ def run(model, corpus, plan, tmp_path):
             order,
             plan=plan,
             device=CPU,
-            checkpoint=CheckpointPolicy(tmp_path, every_s),
+            checkpoint=CheckpointPolicy(tmp_path, every_s, share),
             should_stop=should_stop,
         )
         return twin, result, len(steps)
@@ -152,14 +153,57 @@ def test_a_checkpoint_of_another_plan_order_or_start_is_not_used(run, plan, mode
                 shutil.rmtree(path)
 
 
+def test_another_runs_checkpoints_go_when_this_runs_first_one_is_there(run, plan, tmp_path):
+    from dataclasses import replace
+
+    run(stop_at=5)
+    (tmp_path / ".step-0000000006.part").mkdir()  # a process was killed while it wrote
+    run(stop_at=2, plan=replace(plan, accumulate=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000002"]
+
+
+def test_a_short_training_is_not_worth_a_last_checkpoint(run, tmp_path):
+    _, result, _ = run(every_s=0.0, share=1e-9)
+    assert result.finished
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_knows_what_its_checkpoints_cost(run, tmp_path):
+    run(stop_at=2)
+    meta = json.loads((_newest(tmp_path) / "state.json").read_text())
+    assert meta["busy_s"] > 0
+    assert meta["wall_s"] > 0
+    meta["busy_s"] = 1e9
+    (_newest(tmp_path) / "state.json").write_text(json.dumps(meta))
+    run(stop_at=3, every_s=0.0, share=1.0)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-0000000002", "step-0000000005"]  # none between, one as it stopped
+
+
+def _full(*_args, **_more):
+    raise OSError(28, "No space left on device")
+
+
 def test_half_a_checkpoint_is_never_seen(run, tmp_path, monkeypatch):
     run(stop_at=2)
-
-    def full(*_args, **_more):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoints, "_digest", full)
-    monkeypatch.setattr(checkpoints, "_read", lambda folder, run: None)
+    monkeypatch.setattr(checkpoints, "_sync", _full)
     with pytest.raises(WorldError, match=r"can't be written to .*No space left"):
         run(stop_at=3)
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000000002"]
+
+
+def test_a_checkpoint_that_fails_stops_a_training_at_its_next_step(run, plan, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setattr(checkpoints, "_sync", _full)
+    long = replace(plan, steps=20_000)
+    with pytest.raises(WorldError, match="training stops"):
+        run(every_s=0.0, plan=long, order=np.zeros(8 * long.steps, dtype=int))
+
+
+def test_a_finished_training_is_not_lost_with_its_last_checkpoint(run, whole, monkeypatch, caplog):
+    monkeypatch.setattr(checkpoints, "_sync", _full)
+    model, result, _ = run()
+    assert result.finished
+    assert state_to_bytes(model) == state_to_bytes(whole[0])
+    assert "No space left" in caplog.text

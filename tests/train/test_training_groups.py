@@ -19,6 +19,7 @@ from smalltalk_fed.train.group import (
     train_in_group,
     train_on_node,
 )
+from smalltalk_fed.train.inputs import TrainInputs
 from smalltalk_fed.train.plan import Stopped
 
 SEGMENT = np.arange(0, 96, 2)
@@ -37,13 +38,8 @@ def test_two_processes_train_the_expert_that_one_trains(make_run, corpus, tmp_pa
     manifest, seen = make_run(), []
     alone, figures = train_expert(manifest, corpus, 1, SEGMENT, None, tmp_path / "alone")
     path, together = train_in_group(
-        "expert",
-        manifest,
-        corpus,
-        tmp_path / "group",
+        TrainInputs("expert", manifest, corpus, tmp_path / "group", 1, SEGMENT),
         processes=2,
-        expert=1,
-        segment_ids=SEGMENT,
         on_progress=lambda fraction, more: seen.append(fraction),
     )
     assert together["loss_last"] == pytest.approx(figures["loss_last"], rel=1e-3)
@@ -59,10 +55,7 @@ def test_a_group_that_is_told_to_stop_leaves_a_checkpoint(make_run, corpus, tmp_
     manifest = make_run(expert={"steps": 100_000})
     with pytest.raises(Stopped):
         train_in_group(
-            "dense",
-            manifest,
-            corpus,
-            tmp_path,
+            TrainInputs("dense", manifest, corpus, tmp_path),
             processes=2,
             should_stop=(tmp_path / "progress.json").exists,
         )
@@ -79,10 +72,7 @@ def test_ctrl_c_stops_the_group_in_good_order(make_run, corpus, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train_in_group(
-            "dense",
-            make_run(expert={"steps": 100_000}),
-            corpus,
-            tmp_path,
+            TrainInputs("dense", make_run(expert={"steps": 100_000}), corpus, tmp_path),
             processes=2,
             should_stop=interrupt,
         )
@@ -93,11 +83,13 @@ def test_a_node_without_several_gpus_trains_in_its_own_process(make_run, corpus,
     manifest = make_run()
     alone, _ = train_expert(manifest, corpus, 1, SEGMENT, None, tmp_path / "alone")
     path, _ = train_on_node(
-        "expert", manifest, corpus, tmp_path / "n", device="cpu", expert=1, segment_ids=SEGMENT
+        TrainInputs("expert", manifest, corpus, tmp_path / "n", 1, SEGMENT), device="cpu"
     )
     assert path.read_bytes() == alone.read_bytes()
-    seed, _ = train_on_node("seed", manifest, corpus, tmp_path / "seed", device="cpu")
-    dense, _ = train_on_node("dense", manifest, corpus, tmp_path / "dense", device="cpu")
+    seed, dense = (
+        train_on_node(TrainInputs(kind, manifest, corpus, tmp_path / kind), device="cpu")[0]
+        for kind in ("seed", "dense")
+    )
     assert len({path.read_bytes(), seed.read_bytes(), dense.read_bytes()}) == 3
 
 
@@ -119,7 +111,7 @@ def test_several_gpus_become_as_many_processes_as_share_a_batch_evenly(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1 << 40)
     )
     monkeypatch.setattr(group, "train_in_group", lambda *_args, **more: seen.update(more))
-    train_on_node("expert", manifest, corpus, tmp_path, segment_ids=SEGMENT)
+    train_on_node(TrainInputs("expert", manifest, corpus, tmp_path, 0, SEGMENT))
     assert (seen["processes"], seen["strategy"]) == (4, "ddp")
 
 
@@ -127,4 +119,4 @@ def test_a_group_that_fails_says_where_to_look(make_run, corpus, tmp_path, monke
     monkeypatch.setattr(sys, "executable", "/bin/false")
     monkeypatch.setattr(group, "POLL_S", 0.01)
     with pytest.raises(WorldError, match=r"ended with code 1.*group\.log"):
-        train_in_group("seed", make_run(), corpus, tmp_path, processes=2)
+        train_in_group(TrainInputs("seed", make_run(), corpus, tmp_path), processes=2)

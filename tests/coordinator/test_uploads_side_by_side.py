@@ -1,0 +1,105 @@
+"""Admission of uploads: few at full speed, and nobody waits for a line that is slow or dead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+from smalltalk_coordinator import uploads
+from smalltalk_coordinator.uploads import Uploads
+
+from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
+
+
+class Sender:
+    """An upload whose parts come when the test says so."""
+
+    def __init__(self) -> None:
+        self.parts: asyncio.Queue[pb.BlobPart | None] = asyncio.Queue()
+        self.admitted = asyncio.Event()
+        self.received = 0
+
+    async def stream(self) -> AsyncIterator[pb.BlobPart]:
+        while (part := await self.parts.get()) is not None:
+            yield part
+
+    async def upload(self, at: Uploads) -> None:
+        async with at.admitted(self.stream()) as parts:
+            self.admitted.set()
+            async for _ in parts:
+                self.received += 1
+
+
+@pytest.fixture
+def forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No part is ever too late."""
+    monkeypatch.setattr(uploads, "SLOW_S", 3600.0)
+
+
+def run(scene: object) -> None:
+    asyncio.run(asyncio.wait_for(scene, 20))  # type: ignore[arg-type]
+
+
+async def begin(stack: AsyncExitStack, at: Uploads, count: int) -> list[Sender]:
+    senders = [Sender() for _ in range(count)]
+    for sender in senders:
+        stack.callback(asyncio.create_task(sender.upload(at)).cancel)
+    return senders
+
+
+def test_as_many_as_there_are_places_go_on_at_a_time(forever: None) -> None:
+    async def scene() -> None:
+        async with AsyncExitStack() as stack:
+            senders = await begin(stack, Uploads(), uploads.PLACES + 1)
+            for sender in senders[:-1]:
+                await sender.admitted.wait()
+            await asyncio.sleep(0)
+            assert not senders[-1].admitted.is_set()
+            senders[0].parts.put_nowait(pb.BlobPart(data=b"all"))
+            senders[0].parts.put_nowait(None)
+            await senders[-1].admitted.wait()
+            assert senders[0].received == 1
+
+    run(scene())
+
+
+def test_those_that_wait_for_their_lines_keep_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uploads, "SLOW_S", 0.01)
+
+    async def scene() -> None:
+        async with AsyncExitStack() as stack:
+            at = Uploads()
+            slow = await begin(stack, at, uploads.ASIDE)
+            for sender in slow:
+                await sender.admitted.wait()
+            (quick,) = await begin(stack, at, 1)
+            await quick.admitted.wait()
+            slow[0].parts.put_nowait(pb.BlobPart(data=b"late"))
+            slow[0].parts.put_nowait(None)
+            while not slow[0].received:
+                await asyncio.sleep(0)
+
+    run(scene())
+
+
+def test_there_is_an_end_of_stepping_aside_and_room_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uploads, "SLOW_S", 0.01)
+
+    async def scene() -> None:
+        async with AsyncExitStack() as stack:
+            most = uploads.ASIDE + uploads.PLACES
+            senders = await begin(stack, Uploads(), most + 1)
+            for sender in senders[:-1]:
+                await sender.admitted.wait()
+            await asyncio.sleep(10 * uploads.SLOW_S)
+            assert not senders[-1].admitted.is_set()
+            senders[0].parts.put_nowait(None)
+            await senders[-1].admitted.wait()
+
+    run(scene())
