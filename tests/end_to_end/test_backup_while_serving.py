@@ -6,11 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 
+import pytest
 from support.deployment import Deployment, command, good, wait_for
 
 Deploy = Callable[..., Deployment]
 
 
+@pytest.mark.slow
 def test_a_backup_made_while_serving_is_continued_to_the_end(deploy: Deploy) -> None:
     run = deploy(**{"router.rounds": 40})
     run.init()
