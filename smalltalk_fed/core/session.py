@@ -3,7 +3,8 @@
 Rules: at most one question is under way; a result is said again until it is answered; while
 a unit is in work the node says so every `heartbeat_s`. The carrier reports a question that
 got no answer with `lost`; the time to the next try doubles up to a minute (up to a heartbeat
-while a unit is in work), spread by a `jitter` in 0..1 that the caller draws. No clock, no I/O, no threads.
+while a unit is in work), spread by a `jitter` in 0..1 that the caller draws. No clock, no
+I/O, no threads.
 """
 
 from __future__ import annotations

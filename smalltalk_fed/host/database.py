@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def create_database(path: Path) -> None:
     """
     if path.exists():
         return
-    making = path.with_name(f".{path.name}.{os.getpid()}.making")
+    making = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.making")
     try:
         making.unlink(missing_ok=True)
         with explained(path, "made"), contextlib.closing(_connect(making)) as db:
