@@ -29,7 +29,7 @@ SETTINGS = {
     "run.lease_s": 2.0,
     "run.poll_s": 1.0,
     "router.rounds": 2,
-    "router.chunk_sequences": 160,
+    "router.chunk_sequences": 320,
 }
 RUN_S = 240.0  # a run takes ten seconds on a machine that has nothing else to do
 

@@ -331,6 +331,21 @@ def test_a_result_that_comes_in_another_round(planted: Planted) -> None:
     assert says(planted.audit(), "routers", "router_round/1/2: it was accepted in round 3")
 
 
+def test_a_slice_that_was_divided_before_the_routers_were_done(planted: Planted) -> None:
+    place, _ = planted.find(ev.UnitAccepted, unit_id=f"router_round/1/{ROUNDS}")
+    del planted.events[place]
+    report = planted.audit()
+    what = f"shard/0: it was accepted, though router_round/1/{ROUNDS} does not count"
+    assert says(report, "segments", what)
+    assert says(report, "routers", "phase sharding: it began before router_round/1/")
+
+
+def test_outputs_that_such_a_unit_does_not_have(planted: Planted) -> None:
+    place, event = planted.find(ev.UnitAccepted, unit_id="router_round/1/1")
+    planted.change(place, outputs=event.outputs[:1])
+    assert says(planted.audit(), "routers", "its outputs are not those of such a unit")
+
+
 def test_a_round_that_was_left_out(planted: Planted) -> None:
     place, _ = planted.find(ev.RoundAssigned, round=2)
     del planted.events[place]
