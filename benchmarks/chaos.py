@@ -22,20 +22,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from chaos_world import Fault, Lines, Share, make_schedule, processes
-from smalltalk_node.identity import NodeFolder
+from chaos_faults import Executor, Fault, Measured, make_schedule
+from chaos_world import LOOK_S, World, good, processes
 
-from smalltalk_fed.config.manifest import sha256
 from smalltalk_fed.data.packs import unpack_small
 
 DOMAINS, DOCUMENTS = ("python", "scripture"), 60
@@ -46,7 +40,7 @@ SETTINGS: dict[str, object] = {
     "sequence.length": SEQUENCE_TOKENS,
     "sequence.prefix": 16,
     "router.model": "router-mini",
-    "router.rounds": 2,
+    "router.rounds": 1,
     "router.chunk_sequences": 128,
     "router.batch_sequences": 8,
     "expert.model": "mini",
@@ -55,25 +49,8 @@ SETTINGS: dict[str, object] = {
     "compute.threads": 1,
     "compute.checkpoint_s": 5.0,
 }
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-LOOK_S = 0.05
-START_S, END_S = 600.0, 1800.0
+END_S = 1800.0
 LONGER = 1.15  # the trainings are longer than the measurement by so much
-
-
-def program(module: str, *arguments: object) -> list[str]:
-    """A command line of one of the product's programs."""
-    return [sys.executable, "-m", module, *map(str, arguments)]
-
-
-def good(module: str, *arguments: object) -> str:
-    """Run one command that must succeed; returns what it printed."""
-    done = subprocess.run(
-        program(module, *arguments), capture_output=True, text=True, env=ENVIRONMENT, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{module} {arguments[0]} failed: {done.stderr}")
-    return done.stdout.strip()
 
 
 def make_corpus(folder: Path) -> Path:
@@ -90,204 +67,6 @@ def make_corpus(folder: Path) -> Path:
     return folder / "corpus"
 
 
-@dataclass
-class Measured:
-    """What one run brought, and what was done to it."""
-
-    steps: float = 0.0  # of all experts together, in the measured time
-    seconds: float = 0.0
-    done: list[dict[str, float | str]] = field(default_factory=list)
-    away_s: float = 0.0  # node-seconds dead or stopped
-    starting_s: float = 0.0  # node-seconds from a process's start to its first step
-    unplanned_exits: int = 0
-    lost_units: int = 0
-    experts: list[str] = field(default_factory=list)  # digests
-
-
-class World:
-    """One run: the coordinator, the nodes, their lines and shares."""
-
-    def __init__(
-        self,
-        folder: Path,
-        corpus: Path,
-        settings: dict[str, object],
-        children: dict[str, subprocess.Popen[bytes]],
-        arguments: argparse.Namespace,
-    ) -> None:
-        self.folder, self.corpus, self.children = folder, corpus, children
-        self.run, self.nodes = folder / "run", arguments.nodes
-        ports = [free_port(), free_port()]
-        sets = [
-            part
-            for key, value in settings.items()
-            for part in ("--set", f"{key}={json.dumps(value)}")
-        ]
-        addresses = ("--run-address", f"127.0.0.1:{ports[0]}")
-        addresses += ("--enrol-address", f"127.0.0.1:{ports[1]}")
-        good("smalltalk_coordinator.cli", "init", self.run, "--corpus", corpus, *addresses, *sets)
-        self.lines = Lines(self.nodes, ports[0])
-        self.shares = [
-            Share(f"chaos-{os.getpid()}-{node}", arguments.cores) for node in range(self.nodes)
-        ]
-        token = good("smalltalk_coordinator.cli", "invite", self.run, "--uses", self.nodes)
-        self.serve()
-        for node, port in enumerate(self.lines.ports):
-            place = folder / str(node)
-            self.wait(lambda place=place: self._joined(token, place), "a node to join")
-            NodeFolder.open(place).remember(run_address=f"127.0.0.1:{port}")
-            self.start(node)
-
-    def _joined(self, token: str, place: Path) -> bool:
-        command = program("smalltalk_node.cli", "join", token, "--dir", place, "--name", place.name)
-        return not subprocess.run(command, capture_output=True, env=ENVIRONMENT).returncode
-
-    def serve(self) -> None:
-        """Start the coordinator."""
-        self._spawn("coordinator", program("smalltalk_coordinator.cli", "serve", self.run))
-
-    def start(self, node: int) -> None:
-        """Start a node's process."""
-        place = ("--dir", self.folder / str(node), "--corpus", self.corpus, "--threads", 1)
-        self._spawn(
-            str(node), self.shares[node].command(program("smalltalk_node.cli", "run", *place))
-        )
-
-    def _spawn(self, name: str, command: list[str]) -> None:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.children[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True
-            )
-
-    def close(self) -> None:
-        """End all processes, then what held them."""
-        for child in self.children.values():
-            child.kill()
-            child.wait()
-        self.children.clear()
-        self.lines.close()
-        for share in self.shares:
-            share.remove()
-
-    # ---------------------------------------------------------------------------- looking
-
-    def at_work(self, node: int) -> tuple[int, float] | None:
-        """The expert that a node's present process trains, and the fraction done."""
-        try:
-            status = json.loads((self.folder / str(node) / "node-status.json").read_bytes())
-        except (OSError, ValueError):
-            return None
-        kind, _, expert = status["unit"].partition("/")
-        if kind != "train_expert" or not status["fraction"]:
-            return None
-        return (int(expert), status["fraction"]) if status["pid"] == self.pid(node) else None
-
-    def pid(self, node: int) -> int:
-        """Of a node's present or last process."""
-        return self.children[str(node)].pid
-
-    def progress(self, steps: int) -> dict[int, float]:
-        """Steps of each expert that its training would go on from now."""
-        found: dict[int, float] = {}
-        for node in range(self.nodes):
-            work = self.at_work(node) if self.children[str(node)].poll() is None else None
-            for folder in (self.folder / str(node) / "work").glob("*/train_expert-*/step-*"):
-                expert = int(folder.parent.name.rpartition("-")[2])
-                if work is None or work[0] != expert:
-                    found[expert] = max(found.get(expert, 0.0), int(folder.name[5:]))
-            if work is not None:
-                found[work[0]] = max(found.get(work[0], 0.0), work[1] * steps)
-        return found
-
-    def wait(self, condition, what: str, seconds: float = START_S) -> None:  # type: ignore[no-untyped-def]
-        """Look until it is so."""
-        end = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > end:
-                raise SystemExit(f"waited {seconds:.0f} s in vain for {what}; see {self.folder}")
-            time.sleep(LOOK_S)
-
-    def experts(self) -> list[str]:
-        """Digests of the finished experts."""
-        paths = sorted((self.run / "mixture" / "experts").glob("*/model.safetensors"))
-        return [sha256(path.read_bytes()) for path in paths]
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Executor:
-    """Does to a world what the schedule says, and writes it down."""
-
-    def __init__(self, world: World, schedule: tuple[Fault, ...], measured: Measured) -> None:
-        self._world, self._measured = world, measured
-        self._began = time.monotonic()
-        self._due = sorted(
-            [(fault.at_s, True, fault) for fault in schedule]
-            + [(fault.at_s + fault.lasts_s, False, fault) for fault in schedule],
-            key=lambda entry: entry[:2],
-        )
-        self._dead: set[str] = set()
-        self._since: dict[Fault, float] = {}
-        self._starting: dict[int, float] = {}
-
-    @property
-    def now_s(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._began
-
-    def look(self) -> None:
-        """Do what is due; start again what ended by itself; see who has begun to train."""
-        while self._due and self._due[0][0] <= self.now_s:
-            _, begins, fault = self._due.pop(0)
-            (self._begin if begins else self._end)(fault)
-        for node in [n for n in self._starting if self._world.at_work(n)]:
-            self._measured.starting_s += self.now_s - self._starting.pop(node)
-        for name, child in self._world.children.items():
-            if name not in self._dead and child.poll():
-                self._measured.unplanned_exits += 1
-                self._restart(name)
-
-    def _begin(self, fault: Fault) -> None:
-        world, name = self._world, "coordinator" if fault.node < 0 else str(fault.node)
-        self._since[fault] = self.now_s
-        if fault.kind == "stall":
-            world.lines.stall(fault.node)
-        elif fault.kind == "stop":
-            world.children[name].send_signal(signal.SIGSTOP)
-        else:
-            self._dead.add(name)
-            world.children[name].kill()
-            world.children[name].wait()
-
-    def _end(self, fault: Fault) -> None:
-        world, name = self._world, "coordinator" if fault.node < 0 else str(fault.node)
-        lasted_s = self.now_s - self._since[fault]
-        if fault.kind == "stall":
-            world.lines.go_on(fault.node)
-        elif fault.kind == "stop":
-            world.children[name].send_signal(signal.SIGCONT)
-        else:
-            self._dead.discard(name)
-            self._restart(name)
-        if fault.kind in ("kill", "stop"):
-            self._measured.away_s += lasted_s
-        row = asdict(fault) | {"at_s": round(self._since[fault], 2), "lasts_s": round(lasted_s, 2)}
-        self._measured.done.append(row)
-
-    def _restart(self, name: str) -> None:
-        if name == "coordinator":
-            self._world.serve()
-        else:
-            self._world.start(int(name))
-            self._starting[int(name)] = self.now_s
-
-
 def measure(
     folder: Path, corpus: Path, steps: int, seconds: float, schedule: tuple[Fault, ...],
     arguments: argparse.Namespace, *, to_the_end: bool = True,
@@ -297,18 +76,19 @@ def measure(
     own = {"run.experts": arguments.nodes, "run.nodes_to_start": arguments.nodes}
     measured = Measured()
     with processes() as children:
-        world = World(folder, corpus, SETTINGS | own | {"expert.steps": steps}, children, arguments)
+        world = World(folder, corpus, SETTINGS | own, steps, children, arguments)
         try:
             nodes = range(world.nodes)
             world.wait(lambda: all(world.at_work(node) for node in nodes), "all nodes to train")
             had = {world.at_work(node)[0]: node for node in nodes}  # type: ignore[index]
-            before = sum(world.progress(steps).values())
+            before = world.progress()
             executor = Executor(world, schedule, measured)
             while executor.now_s < seconds:
                 executor.look()
                 time.sleep(LOOK_S)
-            measured.steps = sum(world.progress(steps).values()) - before
+            measured.steps = world.progress() - before
             measured.seconds = executor.now_s
+            measured.starting_s += executor.starting_now_s
             if to_the_end:
                 finish(world, executor, had, measured)
         finally:
@@ -360,6 +140,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         "tokens_per_s_chaos": round(tokens * chaos.steps / chaos.seconds),
         "away_node_s": round(chaos.away_s, 1),
         "starting_node_s": round(chaos.starting_s, 1),
+        "repeated_node_s": round(chaos.repeated_steps / rate, 1),
         "unplanned_exits": chaos.unplanned_exits,
         "minutes": arguments.minutes,
         "nodes": arguments.nodes,

@@ -1,77 +1,49 @@
-"""The machinery of `chaos.py`: held-down processes, lines that stall, a schedule of faults.
+"""The machinery of `chaos.py`: real programs, held down, on lines that can stall.
 
 Rules: a node's process and all its threads get a fixed share of a core from the kernel (a
 control group), so that the time of a dead or stopped node goes to nobody; a stalled line
-holds bytes and loses none (each node dials a proxy of its own); the schedule is a function
-of the seed alone, and what was done is written down with its times.
+holds bytes and loses none (each node dials a proxy of its own).
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
-import random
+import json
+import os
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from process_facts import free_port
+from smalltalk_node.identity import NodeFolder
+
+from smalltalk_fed.config.manifest import sha256
 
 PERIOD_US = 100_000
 V1, V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
-
-# Published: 62 faults in 30 minutes over 32 nodes.
-FAULTS_A_NODE_MINUTE = 62 / (30 * 32)
-# How often each kind comes, and how many seconds it lasts. A killed program is started again
-# after that time, as a service manager would.
-KINDS: dict[str, tuple[int, tuple[float, float]]] = {
-    "kill": (7, (5.0, 15.0)),
-    "stop": (4, (5.0, 45.0)),
-    "stall": (3, (10.0, 60.0)),
-    "kill coordinator": (2, (3.0, 10.0)),
-}
-BETWEEN_S = 5.0  # a machine has so long between two faults
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+LOOK_S = 0.05
+START_S = 600.0
 
 
-@dataclass(frozen=True)
-class Fault:
-    """One entry of the schedule; times in seconds from the start of the measurement."""
-
-    at_s: float
-    lasts_s: float
-    kind: str
-    node: int  # -1: the coordinator
+def program(module: str, *arguments: object) -> list[str]:
+    """A command line of one of the product's programs."""
+    return [sys.executable, "-m", module, *map(str, arguments)]
 
 
-def make_schedule(
-    seed: int, nodes: int, seconds: float, count: int | None = None
-) -> tuple[Fault, ...]:
-    """`count` faults, or as many as the published density asks for; they end in time."""
-    draw = random.Random(f"chaos {seed}")
-    if count is None:
-        count = round(FAULTS_A_NODE_MINUTE * nodes * seconds / 60)
-    kinds = [kind for kind, (weight, _) in KINDS.items() for _ in range(weight)]
-    faults: list[Fault] = []
-    for number in range(count):
-        kind = kinds[draw.randrange(len(kinds))]
-        lasts_s = draw.uniform(*KINDS[kind][1])
-        # One in each slice of the time, so that no seed bunches them.
-        at_s = (number + draw.random()) * seconds / count
-        at_s = max(0.0, min(at_s, seconds - lasts_s - BETWEEN_S))
-        free = [node for node in range(nodes) if not _busy(faults, node, at_s, lasts_s)]
-        node = -1 if kind == "kill coordinator" else draw.choice(free)
-        if node >= 0 or not _busy(faults, node, at_s, lasts_s):
-            faults.append(Fault(round(at_s, 2), round(lasts_s, 2), kind, node))
-    return tuple(sorted(faults, key=lambda fault: fault.at_s))
-
-
-def _busy(faults: Sequence[Fault], node: int, at_s: float, lasts_s: float) -> bool:
-    return any(
-        fault.node == node
-        and at_s < fault.at_s + fault.lasts_s + BETWEEN_S
-        and fault.at_s < at_s + lasts_s + BETWEEN_S
-        for fault in faults
+def good(module: str, *arguments: object) -> str:
+    """Run one command that must succeed; returns what it printed."""
+    done = subprocess.run(
+        program(module, *arguments), capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
+    if done.returncode:
+        raise SystemExit(f"{module} {arguments[0]} failed: {done.stderr}")
+    return done.stdout.strip()
 
 
 class Share:
@@ -180,3 +152,122 @@ def processes() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
             child.kill()
         for child in children.values():
             child.wait()
+
+
+class World:
+    """One run: the coordinator, the nodes, their lines and shares."""
+
+    def __init__(
+        self,
+        folder: Path,
+        corpus: Path,
+        settings: dict[str, object],
+        steps: int,
+        children: dict[str, subprocess.Popen[bytes]],
+        arguments: argparse.Namespace,
+    ) -> None:
+        self.folder, self.corpus, self.children = folder, corpus, children
+        self.run, self.nodes, self.steps = folder / "run", arguments.nodes, steps
+        settings = {**settings, "expert.steps": steps}
+        ports = [free_port(), free_port()]
+        sets = [
+            part
+            for key, value in settings.items()
+            for part in ("--set", f"{key}={json.dumps(value)}")
+        ]
+        addresses = ("--run-address", f"127.0.0.1:{ports[0]}")
+        addresses += ("--enrol-address", f"127.0.0.1:{ports[1]}")
+        good("smalltalk_coordinator.cli", "init", self.run, "--corpus", corpus, *addresses, *sets)
+        self.lines = Lines(self.nodes, ports[0])
+        self.shares = [
+            Share(f"chaos-{os.getpid()}-{node}", arguments.cores) for node in range(self.nodes)
+        ]
+        token = good("smalltalk_coordinator.cli", "invite", self.run, "--uses", self.nodes)
+        self.serve()
+        for node, port in enumerate(self.lines.ports):
+            place = folder / str(node)
+            self.wait(lambda place=place: self._joined(token, place), "a node to join")
+            NodeFolder.open(place).remember(run_address=f"127.0.0.1:{port}")
+            self.start(node)
+
+    def _joined(self, token: str, place: Path) -> bool:
+        command = program("smalltalk_node.cli", "join", token, "--dir", place, "--name", place.name)
+        return not subprocess.run(command, capture_output=True, env=ENVIRONMENT).returncode
+
+    def serve(self) -> None:
+        """Start the coordinator."""
+        self._spawn("coordinator", program("smalltalk_coordinator.cli", "serve", self.run))
+
+    def start(self, node: int) -> None:
+        """Start a node's process."""
+        place = ("--dir", self.folder / str(node), "--corpus", self.corpus, "--threads", 1)
+        self._spawn(
+            str(node), self.shares[node].command(program("smalltalk_node.cli", "run", *place))
+        )
+
+    def _spawn(self, name: str, command: list[str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.children[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True
+            )
+
+    def close(self) -> None:
+        """End all processes, then what held them."""
+        for child in self.children.values():
+            child.kill()
+            child.wait()
+        self.children.clear()
+        self.lines.close()
+        for share in self.shares:
+            share.remove()
+
+    # ---------------------------------------------------------------------------- looking
+
+    def at_work(self, node: int) -> tuple[int, float] | None:
+        """The expert that a node's present process trains, and the fraction done."""
+        try:
+            status = json.loads((self.folder / str(node) / "node-status.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        kind, _, expert = status["unit"].partition("/")
+        if kind != "train_expert" or not status["fraction"]:
+            return None
+        return (int(expert), status["fraction"]) if status["pid"] == self.pid(node) else None
+
+    def pid(self, node: int) -> int:
+        """Of a node's present or last process."""
+        return self.children[str(node)].pid
+
+    def checkpointed(self, node: int) -> dict[int, float]:
+        """Steps of each expert in a node's newest checkpoint of it."""
+        found: dict[int, float] = {}
+        for folder in (self.folder / str(node) / "work").glob("*/train_expert-*/step-*"):
+            expert = int(folder.parent.name.rpartition("-")[2])
+            found[expert] = max(found.get(expert, 0.0), int(folder.name.partition("-")[2]))
+        return found
+
+    def progress(self) -> float:
+        """Steps of all experts that their trainings would go on from now."""
+        found: dict[int, float] = {}
+        for node in range(self.nodes):
+            alive = self.children[str(node)].poll() is None
+            work = self.at_work(node) if alive else None
+            here = self.checkpointed(node)
+            if work is not None:
+                here[work[0]] = work[1] * self.steps
+            for expert, done in here.items():
+                found[expert] = max(found.get(expert, 0.0), done)
+        return sum(found.values())
+
+    def wait(self, condition: Callable[[], bool], what: str, seconds: float = START_S) -> None:
+        """Look until it is so."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                raise SystemExit(f"waited {seconds:.0f} s in vain for {what}; see {self.folder}")
+            time.sleep(LOOK_S)
+
+    def experts(self) -> list[str]:
+        """Digests of the finished experts."""
+        paths = sorted((self.run / "mixture" / "experts").glob("*/model.safetensors"))
+        return [sha256(path.read_bytes()) for path in paths]

@@ -21,17 +21,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from process_facts import children_mb, cpu_s, free_port, open_files, status_mb
 
 from smalltalk_fed.config.manifest import CorpusManifest, canonical_json
 from smalltalk_fed.core import messages as msg
@@ -48,14 +48,6 @@ from smalltalk_fed.wire.token import new_secret, secret_sha256
 
 RSS_TARGET_MB = 200
 HERE = Path(__file__).parent
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def write_corpus(folder: Path, arguments: argparse.Namespace) -> None:
@@ -126,37 +118,6 @@ def enrol(run: RunFolder, count: int) -> list[dict[str, str]]:
     return nodes
 
 
-# ------------------------------------------------------------------------ looking at processes
-
-
-def status_mb(pid: int, name: str) -> float:
-    """A size out of /proc/PID/status, in MB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
-
-
-def children_mb(pid: int) -> float:
-    """The largest peak among a process's children: the assignment worker."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return max((status_mb(int(child), "VmHWM") for child in found), default=0.0)
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def open_files(pid: int) -> tuple[int, int]:
-    """Open files of a process, and its limit."""
-    for line in Path(f"/proc/{pid}/limits").read_text().splitlines():
-        if line.startswith("Max open files"):
-            return len(list(Path(f"/proc/{pid}/fd").iterdir())), int(line.split()[3])
-    raise AssertionError("no limit of open files")
-
-
 # ----------------------------------------------------------------------------------- measuring
 
 
@@ -193,11 +154,12 @@ def measure(folder: Path, arguments: argparse.Namespace, stack: ExitStack) -> di
     for first in range(arguments.drivers):
         command = [sys.executable, str(HERE / "load_nodes.py"), str(folder / "nodes.json")]
         command += ["--first", str(first), "--step", str(arguments.drivers)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        drivers.append(subprocess.Popen(command, text=True, **pipes))
+        drivers.append(
+            subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        )
         stack.callback(drivers[-1].kill)
     began = time.monotonic()
-    joined = sum(json.loads(driver.stdout.readline())["joined"] for driver in drivers)  # type: ignore[union-attr]
+    joined = sum(heard(driver)["joined"] for driver in drivers)
     join_s, joined_mb = time.monotonic() - began, status_mb(pid, "VmRSS")
     tell(drivers)
     began, cpu_began = time.monotonic(), cpu_s(pid)
@@ -205,7 +167,7 @@ def measure(folder: Path, arguments: argparse.Namespace, stack: ExitStack) -> di
     seconds, cpu = time.monotonic() - began, cpu_s(pid) - cpu_began
     used, limit = open_files(pid)
     tell(drivers)
-    said = [json.loads(driver.stdout.readline()) for driver in drivers]  # type: ignore[union-attr]
+    said = [heard(driver) for driver in drivers]
     report = {
         "nodes": arguments.nodes,
         "rss_mb": round(status_mb(pid, "VmHWM"), 1),
@@ -222,13 +184,20 @@ def measure(folder: Path, arguments: argparse.Namespace, stack: ExitStack) -> di
         "drivers_cpu_share": round(sum(row["cpu_s"] for row in said) / seconds, 2),
         "open_files": used,
         "open_files_limit": limit,
-        "failures": merged(row["failures"] for row in said),
+        "failures": merged([row["failures"] for row in said]),
         "seconds": round(seconds, 1),
         "seed": arguments.seed,
     }
     coordinator.send_signal(signal.SIGTERM)
     coordinator.wait(30)
     return report | {"limits": limits(report)}
+
+
+def heard(driver: subprocess.Popen[str]) -> dict[str, Any]:
+    """A driver's next line."""
+    assert driver.stdout is not None
+    said: dict[str, Any] = json.loads(driver.stdout.readline())
+    return said
 
 
 def tell(drivers: list[subprocess.Popen[str]]) -> None:
@@ -239,7 +208,7 @@ def tell(drivers: list[subprocess.Popen[str]]) -> None:
         driver.stdin.flush()
 
 
-def latencies(said: list[dict[str, list[float]]]) -> dict[str, object]:
+def latencies(said: list[dict[str, Any]]) -> dict[str, object]:
     """Percentiles over all drivers."""
     lines: dict[str, object] = {}
     for name in ("exchange", "held", "upload"):
@@ -250,10 +219,10 @@ def latencies(said: list[dict[str, list[float]]]) -> dict[str, object]:
     return lines
 
 
-def merged(tables: object) -> dict[str, int]:
+def merged(tables: list[dict[str, int]]) -> dict[str, int]:
     """Failures by what and why, over all drivers."""
     sums: dict[str, int] = {}
-    for table in tables:  # type: ignore[attr-defined]
+    for table in tables:
         for name, count in table.items():
             sums[name] = sums.get(name, 0) + count
     return sums

@@ -102,26 +102,27 @@ class RunService(pb_grpc.RunServicer):
     ) -> pb.BlobStateReply:
         """Take a blob in; an interrupted upload goes on at its offset."""
         node_id = self._known(context)
-        async with self._uploads.admitted(aiter(request_iterator)) as parts:
-            first = await anext(parts, None)
-            if first is None:
+        async with self._uploads.admitted(context.read) as place:
+            part = await place.read()
+            if part is None:
                 raise Malformed("an upload without a first part")
-            announced = convert.upload_from_proto(first)
+            announced = convert.upload_from_proto(part)
             name, size = announced.ref.name, announced.ref.size
             self._wanted(announced)
             kind = kind_of(name, announced.unit_id)
-            self._ledger.message(node_id, kind, "up", first.ByteSize())
             blobs = self._host.blobs
             if blobs.has(announced.ref.digest):
+                self._ledger.message(node_id, kind, "up", part.ByteSize())
                 return pb.BlobStateReply(received=size, complete=True)
             limit = size_limit(self._host.manifest, name)
             upload = blobs.upload(announced.ref.digest, size, limit)
             try:
                 upload.go_on_at(announced.offset)
-                await asyncio.to_thread(upload.write, first.data)
-                async for part in parts:
+                while part is not None:
                     self._ledger.message(node_id, kind, "up", part.ByteSize())
                     await asyncio.to_thread(upload.write, part.data)
+                    part = None  # a quarter of a megabyte, while the next may be long in coming
+                    part = await place.read()
             finally:
                 upload.pause()
             reply = await asyncio.to_thread(_finish, upload, size)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 
 PLACES = 4
 ASIDE = 24
 SLOW_S = 0.1  # a part of 256 KiB that takes longer: below 20 Mbit/s
+
+Read = Callable[[], Awaitable[object]]  # gives a `pb.BlobPart`; anything else is the end
 
 
 class Uploads:
@@ -27,14 +29,12 @@ class Uploads:
         self._aside = 0
 
     @contextlib.asynccontextmanager
-    async def admitted(
-        self, parts: AsyncIterator[pb.BlobPart]
-    ) -> AsyncIterator[AsyncIterator[pb.BlobPart]]:
-        """Wait for a place; what comes out gives the parts as they arrive."""
+    async def admitted(self, read: Read) -> AsyncIterator[Place]:
+        """Wait for a place; from there on `read` is called for one part after the other."""
         await self._places.acquire()
-        place = _Place(self)
+        place = Place(self, read)
         try:
-            yield place.read(parts)
+            yield place
         finally:
             place.leave()
 
@@ -54,24 +54,23 @@ class Uploads:
             self._places.release()
 
 
-class _Place:
+class Place:
     """What one upload holds."""
 
-    def __init__(self, uploads: Uploads) -> None:
-        self._uploads, self._aside = uploads, False
+    def __init__(self, uploads: Uploads, read: Read) -> None:
+        self._uploads, self._read, self._aside = uploads, read, False
 
-    async def read(self, parts: AsyncIterator[pb.BlobPart]) -> AsyncIterator[pb.BlobPart]:
-        while True:
-            self._look_later()
-            try:
-                part = await anext(parts, None)
-            finally:
-                self._late.cancel()
-            if part is None:
-                return
-            yield part
+    async def read(self) -> pb.BlobPart | None:
+        """The next part, or None after the last. Nothing of it is kept here."""
+        self._look_later()
+        try:
+            part = await self._read()
+        finally:
+            self._late.cancel()
+        return part if isinstance(part, pb.BlobPart) else None
 
     def leave(self) -> None:
+        """The upload ends."""
         self._uploads.leave(self._aside)
 
     def _look_later(self) -> None:

@@ -10,11 +10,14 @@ refuses (make room and start again; nothing acknowledged is lost) or the file is
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from smalltalk_fed.errors import WorldError
+from smalltalk_fed.host.durable import sync
 
 FORMAT_VERSION = 2
 WAL_BYTES_MAX = 16 << 20  # what the write-ahead log shrinks to after a checkpoint
@@ -44,21 +47,49 @@ class DamagedJournal(WorldError):
         )
 
 
-def open_database(path: Path) -> sqlite3.Connection:
-    """Open `path` for writing, make the tables of a new one, check the structure of an old one.
+def create_database(path: Path) -> None:
+    """Make an empty journal, if there is none: whole or not at all.
 
     Raises:
-        DamagedJournal: not a journal, or its structure is broken.
+        WorldError: the disk refuses.
+    """
+    if path.exists():
+        return
+    making = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.making")
+    try:
+        making.unlink(missing_ok=True)
+        with explained(path, "made"), contextlib.closing(_connect(making)) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            with transaction(db):
+                for statement in _SCHEMA:
+                    db.execute(statement)
+                db.execute("INSERT INTO meta VALUES ('format_version', ?)", (str(FORMAT_VERSION),))
+                db.execute("INSERT INTO head VALUES (1, 0, x'')")
+        sync(making)
+        _name(making, path)
+        sync(path.parent)
+    except OSError as error:
+        raise WorldError(f"the journal {path} can't be made ({error.strerror}).") from None
+    finally:
+        with contextlib.suppress(OSError):
+            making.unlink(missing_ok=True)
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open `path` for writing and check its structure.
+
+    Raises:
+        DamagedJournal: not a journal, its structure is broken, or it is gone.
         WorldError: of another format, or the disk refuses.
     """
+    if not path.exists():
+        raise DamagedJournal(path, "it is gone")
     with explained(path, "opened"):
         db = _connect(path)
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute(f"PRAGMA journal_size_limit={WAL_BYTES_MAX}")
-            if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                _create(db)
             _check(path, db)
         except BaseException:
             db.close()
@@ -111,12 +142,14 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _create(db: sqlite3.Connection) -> None:
-    with transaction(db):
-        for statement in _SCHEMA:
-            db.execute(statement)
-        db.execute("INSERT INTO meta VALUES ('format_version', ?)", (str(FORMAT_VERSION),))
-        db.execute("INSERT INTO head VALUES (1, 0, x'')")
+def _name(making: Path, path: Path) -> None:
+    """Give a whole file its name, unless another process was faster."""
+    try:
+        os.link(making, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        making.rename(path)
 
 
 def _check(path: Path, db: sqlite3.Connection) -> None:
@@ -128,6 +161,8 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
     except sqlite3.OperationalError:  # some other program's database
         row = None
     version = row[0].decode(errors="replace") if row else "unknown"
+    if not row and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise DamagedJournal(path, "it is empty")
     if version != str(FORMAT_VERSION):
         raise WorldError(
             f"the journal {path} has format {version}, this version reads {FORMAT_VERSION}; "

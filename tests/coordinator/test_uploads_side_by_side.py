@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -21,14 +20,10 @@ class Sender:
         self.admitted = asyncio.Event()
         self.received = 0
 
-    async def stream(self) -> AsyncIterator[pb.BlobPart]:
-        while (part := await self.parts.get()) is not None:
-            yield part
-
     async def upload(self, at: Uploads) -> None:
-        async with at.admitted(self.stream()) as parts:
+        async with at.admitted(self.parts.get) as place:
             self.admitted.set()
-            async for _ in parts:
+            while await place.read() is not None:
                 self.received += 1
 
 
