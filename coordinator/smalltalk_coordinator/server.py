@@ -62,7 +62,7 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
     Raises:
         WorldError: a port is in use, or the journal can't be written.
     """
-    journal = Journal(folder.journal)
+    journal = Journal(folder.journal, create=False)
     clock = SystemClock(not_before=journal.last_at)
     ledger = Ledger.from_json(journal.get("ledger") or [])
     host = Host(

@@ -28,6 +28,7 @@ class Copies:
     def __init__(self, state: HardState, leases: Leases) -> None:
         self._state, self._leases = state, leases
         self._seen = -1  # `leases.turnover` that the rest is of
+        self._open: dict[UnitKey, None] | None = None  # `state.open`, likewise
         self._dues: list[float] = []  # when copies are due, earliest first
         self._cleared_speed = 0.0  # a node of this speed can't finish any of them much sooner
 
@@ -58,9 +59,10 @@ class Copies:
         return self._dues[place] if place < len(self._dues) else math.inf
 
     def _refresh(self) -> None:
-        if self._seen == self._leases.turnover:
+        units = self._state.open
+        if self._seen == self._leases.turnover and self._open is units:
             return
-        self._seen, self._cleared_speed = self._leases.turnover, 0.0
+        self._seen, self._open, self._cleared_speed = self._leases.turnover, units, 0.0
         dues = []
         for lease in self._copyable():
             due = self._due(lease)
@@ -71,6 +73,8 @@ class Copies:
     def _match(self, lease: Lease, now: float) -> tuple[str, UnitKey, str] | None:
         leases, key = self._leases, lease.key
         held = leases.by_unit[key]
+        if key not in self._state.open:
+            return None  # the run is paused, or what the unit needs was lost
         if held[0] is not lease or len(held) > self._state.manifest.config.run.spare_copies:
             return None
         tried = {node for node, _ in leases.failures.get(key, ())}
@@ -93,9 +97,9 @@ class Copies:
         """First leases of units with a copy to spare; of slices, whose leases are in the order
         of their age, the oldest only.
         """
-        copies = self._state.manifest.config.run.spare_copies
+        copies, units = self._state.manifest.config.run.spare_copies, self._state.open
         for key, held in self._leases.by_unit.items():
-            if len(held) <= copies and not handout.pinned(self._state, key):
+            if key in units and len(held) <= copies and not handout.pinned(self._state, key):
                 yield held[0]
                 if key.kind is UnitKind.SHARD:
                     return

@@ -2,8 +2,9 @@
 
 Rules: at most one question is under way; a result is said again until it is answered; while
 a unit is in work the node says so every `heartbeat_s`. The carrier reports a question that
-got no answer with `lost`; the time to the next try doubles up to a minute, spread by a
-`jitter` in 0..1 that the caller draws. No clock, no I/O, no threads.
+got no answer with `lost`; the time to the next try doubles up to a minute (up to a heartbeat
+while a unit is in work), spread by a `jitter` in 0..1 that the caller draws. No clock, no
+I/O, no threads.
 """
 
 from __future__ import annotations
@@ -99,7 +100,12 @@ class Session:
     def lost(self, now: float, jitter: float) -> float:
         """No answer came: the question is asked again. Returns the seconds until then."""
         self._asking = None
-        wait_s = min(RETRY_FIRST_S * 2**self._failed_tries, RETRY_LAST_S) * (0.5 + 0.5 * jitter)
+        # Who is at work must be heard of before its lease, or the pause after a coordinator's
+        # restart in which nothing is leased anew, is over.
+        last_s = min(RETRY_LAST_S, self._heartbeat_s) if self.unit else RETRY_LAST_S
+        wait_s = min(RETRY_FIRST_S * 2.0 ** min(self._failed_tries, 32), last_s) * (
+            0.5 + 0.5 * jitter
+        )
         self._failed_tries += 1
         self._next_at = now + wait_s
         return wait_s

@@ -26,18 +26,18 @@ _LEAVES, _SLEEPS = 0.4, 0.2  # how a day ends: a clean stop, a closed lid; else 
 class Life:
     """One machine's comings and goings."""
 
-    def __init__(self, world: World, fleet: Fleet, machine: Machine, run_s: float) -> None:
+    def __init__(self, world: World, fleet: Fleet, machine: Machine) -> None:
         self._world, self._machine = world, machine
         self._rng = rng = world.stream("availability", machine.number)
         self._always_on = rng.random() < fleet.always_on
         late = rng.random() < fleet.late_share
-        arrives_s = rng.uniform(0.0, run_s if late else fleet.arrive_within_s)
-        self.ends_at = START_S + arrives_s + rng.expovariate(1.0 / (fleet.life_days * DAY_S))
+        arrives_s = rng.uniform(0.0, fleet.late_s if late else fleet.arrive_within_s)
+        self.ends_at = world.now + arrives_s + rng.expovariate(1.0 / (fleet.life_days * DAY_S))
         zone = rng.choices(_ZONES_H, _ZONE_SHARES)[0]
         self._middle_h = zone + rng.gauss(0.0, 2.0)
         self._hours_on = min(22.0, max(3.0, rng.gauss(_HOURS_ON, _HOURS_SIGMA)))
         self._next_break = math.inf
-        world.at(START_S + arrives_s, self._arrive)
+        world.after(arrives_s, self._arrive)
         world.at(self.ends_at, self._leave_for_good)
 
     def _arrive(self) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _DAY_S = 86400.0
 _BROKEN = 1
+_TABLE_WIDTH = 110
 
 
 class Kind(StrEnum):
@@ -177,7 +178,8 @@ def _print(reports: list[Report], assumed: dict[str, str], as_json: bool) -> Non
         return
     from smalltalk_fed.simulation.table import make_table
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    console.width = max(console.width, _TABLE_WIDTH)  # wide enough, also for a file
     for name, text in assumed.items():
         console.print(f"[dim]{name}: {text}[/dim]")
     console.print(make_table(reports))

@@ -29,7 +29,8 @@ class Blobs:
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
-        self.dropped: dict[str, int] = {}
+        self.damaged: dict[str, None] = {}
+        self._backup: dict[str, int] = {}
         self._lists: dict[str, bytes] = {}
 
     def put(self, ref: BlobRef) -> None:
@@ -47,12 +48,21 @@ class Blobs:
         """A list's ids; KeyError if it is not here."""
         return decode_ids(self._lists[digest])
 
+    def damage(self, digest: str) -> None:
+        """Lose a blob through no fault of the coordinator's."""
+        self.drop(digest)
+        self.damaged[digest] = None
+
     def drop(self, digest: str) -> None:
-        """Forget a blob."""
+        """Forget a blob; the operator's backup has it still."""
         size = self.sizes.pop(digest, None)
-        self._lists.pop(digest, None)
         if size is not None:
-            self.dropped[digest] = size
+            self._backup[digest] = size
+
+    def restore(self, digest: str) -> None:
+        """Put a blob back from the backup, if it is not here."""
+        if digest in self._backup:
+            self.sizes.setdefault(digest, self._backup[digest])
 
 
 def output_refs(manifest: RunManifest, unit: Unit, names: tuple[str, ...]) -> tuple[BlobRef, ...]:

@@ -10,23 +10,34 @@ that they happen at, counted over all processes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator, Ready
-from smalltalk_fed.core.events import from_json, to_json
-from smalltalk_fed.core.units import Result
+from smalltalk_fed.core.retention import needed_blobs
+from smalltalk_fed.core.units import BlobRef, Result
 from smalltalk_fed.errors import PeerError, Refused
 from smalltalk_fed.simulation.contents import Blobs, do_job
-from smalltalk_fed.simulation.faults import BadBlock, CommitPoint, CoordinatorCrash
+from smalltalk_fed.simulation.disk import Disk, take_snapshot
+from smalltalk_fed.simulation.faults import BadBlock, BlobDamage, CommitPoint, CoordinatorCrash
 from smalltalk_fed.simulation.invariants import Rule, Violation, Watch
 from smalltalk_fed.simulation.measures import Measures
-from smalltalk_fed.simulation.network import Call
+from smalltalk_fed.simulation.network import Call, in_words
 from smalltalk_fed.simulation.scenario import Scenario
 from smalltalk_fed.simulation.world import World
 
-_ROW_BYTES = 24  # of a journal's row beside its kind and body, about
 _ROUNDING_S = 1e-6
+
+
+@dataclass(frozen=True)
+class _Damaged:
+    """A blob is damaged or gone."""
+
+    digest: str
+
+
+_Inbound = msg.Request | msg.JobFinished | msg.JobFailed | _Damaged
 
 
 class CoordinatorHost:
@@ -45,14 +56,15 @@ class CoordinatorHost:
         self._blobs, self._watch, self._measures = blobs, watch, measures
         self.coordinator: Coordinator
         self.up = False
-        self.rows: list[tuple[str, str]] = []  # what is durable
-        self.commit_s = scenario.commit_s
+        self.disk = Disk(scenario.commit_s)
         self._crashes = [f for f in scenario.faults if isinstance(f, CoordinatorCrash)]
-        self._bad_blocks = {f.job: f.expert for f in scenario.faults if isinstance(f, BadBlock)}
+        self._bad_blocks = {f.job: f for f in scenario.faults if isinstance(f, BadBlock)}
+        self._damages = [f for f in scenario.faults if isinstance(f, BlobDamage)]
+        self.on_damage: Callable[[BlobRef, float], None] = lambda ref, repair_s: None
         self._commits = self._jobs = self._conversations = 0
         self._clock_offset_s = 0.0
         self._process = 0
-        self._inbox: deque[tuple[msg.Request | msg.JobFinished | msg.JobFailed, int]] = deque()
+        self._inbox: deque[tuple[_Inbound, int]] = deque()
         self._open: dict[int, tuple[msg.Request, Call | None]] = {}
         self._committing = False
         self._wake_at = float("inf")
@@ -70,13 +82,16 @@ class CoordinatorHost:
         self._process += 1
         self._inbox.clear()
         self._open.clear()
-        events = (from_json(kind, body) for kind, body in self.rows)
-        self.coordinator = self._make.replay(self._scenario.manifest, events, self.now())
+        manifest = self._scenario.manifest
+        self.coordinator = self.disk.recover(manifest, self.now(), self._make)
         if self._process > 1:
             self._measures.restarts += 1
             self._watch.restarted(self.coordinator)
-        self._world.note(f"coordinator starts with {len(self.rows)} events")
+        self._world.note(f"coordinator starts with {len(self.disk.rows)} events")
         ready = self.coordinator.start(self.now())
+        for digest in needed_blobs(self.coordinator.state):
+            if digest not in self._blobs.sizes:
+                self._inbox.append((_Damaged(digest), 0))
         self._settle(ready, self.coordinator.deadline())
 
     def crash(self, down_s: float) -> None:
@@ -118,13 +133,17 @@ class CoordinatorHost:
     def _check_uploaded(self, result: Result | None) -> None:
         for ref in result.outputs if result else ():
             if ref.digest not in self._blobs.sizes:
-                raise Refused(f"output '{ref.name}' of {result.unit_id} was not uploaded")  # type: ignore[union-attr]
+                raise Refused(f"output '{ref.name}' was not uploaded; put it first")
 
     def _turn(self) -> None:
         """Everything that is there now: one commit, then the answers."""
         ready = Ready()
         while self._inbox:
             message, conversation = self._inbox.popleft()
+            if isinstance(message, _Damaged):
+                why = f"blob {message.digest[:12]} is damaged"
+                ready.add(self.coordinator.blob_damaged(message.digest, why, self.now()))
+                continue
             if isinstance(message, msg.JobFinished | msg.JobFailed):
                 self._world.note(f"job {message.job_id} ends")
                 ready.add(self.coordinator.job_done(message, self.now()))
@@ -162,22 +181,20 @@ class CoordinatorHost:
             return
         self._committing = True
         decided_at = self._world.now
-        self._world.after(self.commit_s, self._durable, ready, crash, decided_at, self._process)
+        self._world.after(
+            self.disk.commit_s, self._durable, ready, crash, decided_at, self._process
+        )
 
     def _durable(
         self, ready: Ready, crash: CoordinatorCrash | None, decided_at: float, process: int
     ) -> None:
         if process != self._process:
             return
-        rows = [to_json(event) for event in ready.events]
-        self.rows += rows
-        self._measures.commits += 1
-        for kind, body in rows:
-            self._measures.journal_bytes += len(kind) + len(body) + _ROW_BYTES
+        for kind, body in self.disk.write(ready.events):
             self._world.note(f"{kind} {body}")
         self._watch.durable(ready.events)
         if crash is not None:
-            self._watch.check_replay(self.coordinator, self.rows, self._make)
+            self._watch.check_replay(self.coordinator, self.disk.rows, self._make)
             half = len(ready.replies) // 2
             sent = {CommitPoint.DURABLE: 0, CommitPoint.HALF_REPLIED: half}
             self._release(ready.replies[: sent.get(crash.point, len(ready.replies))], decided_at)
@@ -187,7 +204,31 @@ class CoordinatorHost:
         self._release(ready.replies, decided_at)
         for digest in ready.released:
             self._blobs.drop(digest)
+        self._maybe_snapshot()
+        self._damage()
         self._finish(ready, self.coordinator.deadline())
+
+    def _maybe_snapshot(self) -> None:
+        """As the real host: the state as of the last commit, kept beside the journal later."""
+        if self.disk.rows_since_snapshot >= self._scenario.snapshot_events:
+            taken, covered = take_snapshot(self.coordinator.state), len(self.disk.rows)
+            self._world.after(1.0, self._keep_snapshot, covered, taken, self._process)
+
+    def _keep_snapshot(self, covered: int, taken: str, process: int) -> None:
+        if process == self._process:
+            self.disk.keep_snapshot(covered, taken)
+
+    def _damage(self) -> None:
+        """A blob is found damaged; what becomes of it is the next turn's first message."""
+        for fault in self._damages:
+            needed = list(needed_blobs(self.coordinator.state).values())
+            if fault.commit != self._commits or not needed:
+                continue
+            ref = needed[int(fault.which * len(needed))]
+            self._world.note(f"blob {ref.digest[:12]} ({ref.name}) is damaged")
+            self._blobs.damage(ref.digest)
+            self._inbox.append((_Damaged(ref.digest), 0))
+            self.on_damage(ref, fault.repair_s)
 
     def _die(self, crash: CoordinatorCrash) -> None:
         self._clock_offset_s += crash.clock_jump_s
@@ -200,7 +241,7 @@ class CoordinatorHost:
             if message is None:
                 continue  # whoever asked is gone
             self._watch.leaving(message, reply.conversation, reply.answer, decided_at)
-            self._world.note(_words(message, reply.answer))
+            self._world.note(in_words(message, reply.answer))
             if call is not None:
                 call.answer(reply.answer)
 
@@ -210,7 +251,7 @@ class CoordinatorHost:
             self._jobs += 1
             job_s = self._scenario.work.job_s
             self._world.after(job_s, self._job_done, job, self._jobs, self._process)
-        if len(self.rows) - self._replayed_rows >= self._scenario.replay_every_events:
+        if len(self.disk.rows) - self._replayed_rows >= self._scenario.replay_every_events:
             self.check_replay()
         if self._inbox:
             self._turn()
@@ -223,8 +264,8 @@ class CoordinatorHost:
     def check_replay(self) -> None:
         """Hard state against the disk; only while nothing is being committed."""
         if not self._committing and self.up:
-            self._replayed_rows = len(self.rows)
-            self._watch.check_replay(self.coordinator, self.rows, self._make)
+            self._replayed_rows = len(self.disk.rows)
+            self._watch.check_replay(self.coordinator, self.disk.rows, self._make)
 
     def _wake(self, due: float, process: int) -> None:
         if process != self._process or due != self._wake_at:
@@ -236,28 +277,20 @@ class CoordinatorHost:
     def _job_done(self, job: msg.Job, number: int, process: int) -> None:
         if process != self._process:
             return
-        manifest, expert = self._scenario.manifest, self._bad_blocks.get(number)
+        bad = self._bad_blocks.get(number)
+        inputs = job.scores if isinstance(job, msg.AssignJob) else job.shards
+        gone = next((ref for ref in inputs if ref.digest not in self._blobs.sizes), None)
+        if gone is not None:
+            self._tell(_Damaged(gone.digest))
+            return
         outcome: msg.JobFinished | msg.JobFailed
-        if expert is not None and (culprit := _culprit(job, expert)):
+        if bad is not None and (culprit := bad.culprit(job)):
             outcome = msg.JobFailed(job.job_id, "its bytes can't be used", culprit)
         else:
-            outcome = do_job(manifest, job, self._blobs)
-        self._inbox.append((outcome, 0))
+            outcome = do_job(self._scenario.manifest, job, self._blobs)
+        self._tell(outcome)
+
+    def _tell(self, message: _Inbound) -> None:
+        self._inbox.append((message, 0))
         if not self._committing:
             self._turn()
-
-
-def _culprit(job: msg.Job, number: int) -> str:
-    if isinstance(job, msg.SegmentsJob):
-        return f"shard/{number % len(job.shards)}"
-    if not job.scores:
-        return ""
-    return f"router_round/{number % len(job.scores)}/{job.round - 1}"
-
-
-def _words(message: msg.Request, answer: msg.Answer) -> str:
-    who = getattr(message, "node_id", "operator")
-    if not isinstance(answer, msg.Order):
-        return f"{who} {type(message).__name__} {type(answer).__name__}"
-    unit = answer.unit.unit_id if answer.unit else ""
-    return f"{who} {unit}|{answer.accepted}|{answer.cancel}|{answer.stop}|{answer.wait_s:g}"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 
+from smalltalk_fed.core.messages import Job, SegmentsJob
+
 
 class CommitPoint(StrEnum):
     """Where in a commit the coordinator dies."""
@@ -103,6 +105,27 @@ class BadBlock:
     job: int
     expert: int
 
+    def culprit(self, job: Job) -> str:
+        """The unit whose result is bad; empty if the job has none."""
+        if isinstance(job, SegmentsJob):
+            return f"shard/{self.expert % len(job.shards)}"
+        if not job.scores:
+            return ""
+        return f"router_round/{self.expert % len(job.scores)}/{job.round - 1}"
+
+
+@dataclass(frozen=True)
+class BlobDamage:
+    """After the nth commit one of the blobs that the run needs is found damaged.
+
+    `which`: its place among them, 0..1. The operator puts it back from a backup, and resumes
+    the run if it stopped for it, after `repair_s`.
+    """
+
+    commit: int
+    which: float
+    repair_s: float
+
 
 @dataclass(frozen=True)
 class OperatorPauses:
@@ -121,6 +144,7 @@ Fault = (
     | Partition
     | SlowDisk
     | BadBlock
+    | BlobDamage
     | OperatorPauses
 )
 FOREVER_S = float("inf")
@@ -137,7 +161,7 @@ def draw_plan(
         unit = 1 + int(rng.expovariate(0.4))
         down_s = rng.choice((1.0, 0.3 * lease_s, 1.2 * lease_s, 4.0 * lease_s))
         at_s, for_s = rng.uniform(0.0, span_s), rng.choice((2.0, 0.5, 1.5, 5.0)) * lease_s
-        match rng.randrange(12):
+        match rng.randrange(13):
             case 0 | 1 | 2:
                 jump_s = rng.choice((0.0, 0.0, 0.0, 3600.0, -3600.0))
                 point = rng.choice(tuple(CommitPoint))
@@ -163,6 +187,9 @@ def draw_plan(
                 elif not pauses:
                     pauses += 1
                     plan.append(OperatorPauses(at_s, for_s))
+            case 11:
+                commit = 1 + int(rng.expovariate(1 / 25))
+                plan.append(BlobDamage(commit, rng.random(), for_s))
             case _:
                 if rng.random() < 0.5:
                     plan.append(UnitFails(node, unit))

@@ -135,6 +135,10 @@ class Watch:
                 case ev.UnitRejected():
                     self._accepted.pop(event.unit_id, None)
                     self._acknowledged.pop(event.unit_id, None)
+                case ev.BlobLost():
+                    self._accepted.pop(event.unit_id, None)
+                    self._acknowledged.pop(event.unit_id, None)
+                    self._acknowledged_steps.pop(event.unit_id, None)
                 case ev.RoundAssigned():
                     self._named.update((ref.digest, None) for ref in event.shares)
                     self._check_round(event)
@@ -218,7 +222,7 @@ class Watch:
                 self._need(
                     ref.digest in self._named, f"'{ref.name}' of {order.unit.unit_id} exists"
                 )
-                if ref.digest not in self._blobs.sizes:
+                if ref.digest not in self._blobs.sizes and ref.digest not in self._blobs.damaged:
                     raise Violation(
                         Rule.BLOBS, f"'{ref.name}' of {order.unit.unit_id}, given to {node_id}"
                     )

@@ -36,8 +36,6 @@ class Measures:
     lease_ages_s: list[float] = field(default_factory=list)  # since the holder was last heard
     leases_seen: int = 0
     leases_stale: int = 0  # whose holder was not at the unit any more
-    commits: int = 0
-    journal_bytes: int = 0
     restarts: int = 0
     node_starts: int = 0
     _messages: dict[int, int] = field(default_factory=dict)

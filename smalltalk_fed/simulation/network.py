@@ -179,3 +179,12 @@ class Network:
     def operator_line(self) -> Line:
         """The operator sits beside the coordinator: nothing is lost there but the coordinator."""
         return Line(self._world, self, _OPERATOR, sc.Network(latency_s=0.001))
+
+
+def in_words(message: msg.Request, answer: msg.Answer) -> str:
+    """An answer and whom it is for, as a line of the trace."""
+    who = getattr(message, "node_id", "operator")
+    if not isinstance(answer, msg.Order):
+        return f"{who} {type(message).__name__} {type(answer).__name__}"
+    unit = answer.unit.unit_id if answer.unit else ""
+    return f"{who} {unit}|{answer.accepted}|{answer.cancel}|{answer.stop}|{answer.wait_s:g}"

@@ -30,6 +30,7 @@ class Report:
     virtual_days: float
     ideal_days: float | None  # None: not even the ideal would have finished
     wall_s: float
+    cpu_s: float  # of this process; what a busy machine does not change
     events: int
     work_days: float  # of the reference machine, all units once
     busy_share: float  # of the machine-hours that were on: computing or transferring
@@ -57,9 +58,13 @@ class Report:
 
 
 def make_report(
-    run: Simulation, violations: Sequence[Violation], useful_s: float, ideal: Ideal, wall_s: float
+    run: Simulation,
+    violations: Sequence[Violation],
+    useful_s: float,
+    ideal: Ideal,
+    took_s: tuple[float, float],
 ) -> Report:
-    """Turn what was counted into figures."""
+    """Turn what was counted into figures; `took_s`: on the clock, and of the processor."""
     measures, host, world = run.measures, run.host, run.world
     elapsed_s = max(world.elapsed_s, 1.0)
     state = host.coordinator.state
@@ -80,7 +85,8 @@ def make_report(
         trace_digest=world.trace.digest(),
         virtual_days=round(run_s / DAY_S, 4),
         ideal_days=round(ideal.finished_s / DAY_S, 4) if ideal.finished_s is not None else None,
-        wall_s=round(wall_s, 2),
+        wall_s=round(took_s[0], 2),
+        cpu_s=round(took_s[1], 2),
         events=world.events,
         work_days=round(ideal.work_s / DAY_S, 3),
         busy_share=measures.busy_s / max(measures.present_s, 1.0),
@@ -93,9 +99,9 @@ def make_report(
         bytes_per_s_peak=bytes_peak,
         blob_up_bytes=measures.blob_up_bytes,
         blob_down_bytes=measures.blob_down_bytes,
-        journal_bytes=measures.journal_bytes,
-        journal_events=len(host.rows),
-        commits=measures.commits,
+        journal_bytes=host.disk.journal_bytes,
+        journal_events=len(host.disk.rows),
+        commits=host.disk.commits,
         coordinator_restarts=measures.restarts,
         node_starts=measures.node_starts,
         lease_age_mean_s=sum(ages) / len(ages) if ages else 0.0,

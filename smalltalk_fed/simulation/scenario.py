@@ -48,8 +48,9 @@ class Fleet:
     diurnal: bool = False
     always_on: float = 0.15  # share of machines that are never switched off
     life_days: float = 75.0  # until a volunteer leaves for good, on average
-    late_share: float = 0.3  # of volunteers who come some time during the run
-    arrive_within_s: float = 0.0  # the others come within so long
+    arrive_within_s: float = 0.0  # most machines come within so long
+    late_share: float = 0.3  # of volunteers who come later, within `late_s`
+    late_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Scenario:
     sample_s: float = 3600.0  # between two looks from outside
     must_end: bool = True  # not to end within `limit_s` breaks a rule
     replay_every_events: int = 1000
+    snapshot_events: int = 5000  # between two snapshots of the coordinator's state
     assumed: dict[str, str] = field(default_factory=dict)  # said beside the report
 
     @property
@@ -127,7 +129,7 @@ def volunteers(
     present = max(1.0, nodes / 2)
     share = min(1.0, experts / present)
     speed = quantile_speed(share / 2) * min(1.0, present / experts)
-    total_s = days * DAY_S * speed * 0.75
+    total_s = days * DAY_S * speed * 0.58
     rounds = max(4, min(32, round(days)))
     steps = 10_000
     chunk = max(experts, 20_000)
@@ -173,11 +175,16 @@ def volunteers(
     return Scenario(
         seed=seed,
         manifest=manifest,
-        fleet=Fleet(nodes, diurnal=True, arrive_within_s=min(DAY_S, 0.05 * days * DAY_S)),
+        fleet=Fleet(
+            nodes,
+            diurnal=True,
+            arrive_within_s=min(DAY_S, 0.05 * days * DAY_S),
+            late_s=days * DAY_S,
+        ),
         work=work,
         network=Network(loss=0.001, duplicate=0.0005, late=0.001),
         policy=policy,
-        limit_s=(12 if paper else 4) * days * DAY_S,
+        limit_s=(8 if paper else 4) * days * DAY_S,
         must_end=False,
         assumed=assumed,
     )
@@ -263,7 +270,7 @@ def under_faults(
     return Scenario(
         seed=seed,
         manifest=manifest,
-        fleet=Fleet(nodes or drawn_nodes, spread, late_share=0.0, arrive_within_s=arrive_s),
+        fleet=Fleet(nodes or drawn_nodes, spread, arrive_within_s=arrive_s),
         work=work,
         network=Network() if calm else network,
         commit_s=commit_s,
@@ -271,4 +278,5 @@ def under_faults(
         limit_s=DAY_S / 2,
         sample_s=20.0,
         replay_every_events=12,
+        snapshot_events=15,
     )

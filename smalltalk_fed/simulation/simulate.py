@@ -11,12 +11,13 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.events import UnitAccepted, from_json
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.units import Unit, UnitKey
+from smalltalk_fed.core.units import BlobRef, Unit, UnitKey
 from smalltalk_fed.simulation.availability import Life
 from smalltalk_fed.simulation.contents import Blobs
 from smalltalk_fed.simulation.coordinator_host import CoordinatorHost
@@ -64,6 +65,7 @@ class Simulation:
         self.watch = Watch(world, scenario.manifest, self.blobs)
         self.host = CoordinatorHost(world, scenario, self.blobs, self.watch, self.measures, make)
         self.network.server = self.host
+        self.host.on_damage = self._repair
         secret = hashlib.sha256(b"the one invitation").hexdigest()
         self.shared = Shared(scenario, self.network, self.blobs, self.measures, secret)
         self.machines = [
@@ -76,7 +78,7 @@ class Simulation:
 
     def run(self) -> Report:
         """Let the world run."""
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         violations: list[Violation] = []
         try:
             self._begin()
@@ -88,8 +90,8 @@ class Simulation:
             where = traceback.extract_tb(error.__traceback__)[-1]
             detail = f"{type(error).__name__}: {error} (line {where.lineno} of {where.filename})"
             violations.append(Violation(Rule.SOUND, detail))
-        wall_s = time.perf_counter() - began
-        return make_report(self, violations, self._useful_s(), self._ideal, wall_s)
+        took_s = time.perf_counter() - began[0], time.process_time() - began[1]
+        return make_report(self, violations, self._useful_s(), self._ideal, took_s)
 
     @property
     def finished(self) -> bool:
@@ -107,7 +109,7 @@ class Simulation:
             self._begin_fixed()
         elif scenario.fleet.diurnal:
             for machine in self.machines:
-                Life(world, scenario.fleet, machine, scenario.limit_s / 4)
+                Life(world, scenario.fleet, machine)
         else:
             rng = world.stream("arrivals")
             for machine in self.machines:
@@ -127,7 +129,7 @@ class Simulation:
         if not self._dormant:
             return
         machine = self._dormant.pop(0)
-        life = Life(self.world, self.scenario.fleet, machine, 0.0)
+        life = Life(self.world, replace(self.scenario.fleet, late_share=0.0), machine)
         self.world.at(life.ends_at + _REPLACED_S, self._add_machine)
 
     def _faults_of(self, number: int) -> list[Fault]:
@@ -166,7 +168,7 @@ class Simulation:
 
     def _set_disk(self, commit_s: float) -> None:
         self.world.note(f"a commit takes {commit_s:g} s")
-        self.host.commit_s = commit_s
+        self.host.disk.commit_s = commit_s
 
     def _operate(
         self, request: msg.Request, then_s: float = 0.0, then: tuple[msg.Request, ...] = ()
@@ -182,6 +184,15 @@ class Simulation:
                 self.world.after(then_s, self._operate, following, then_s, then[1:])
 
         self._operator.call(request, 30.0, done, done, again)
+
+    def _repair(self, ref: BlobRef, repair_s: float) -> None:
+        """The operator puts a damaged blob back, and resumes the run if it stopped for it."""
+
+        def put_back() -> None:
+            self.blobs.restore(ref.digest)
+            self._operate(msg.Resume())
+
+        self.world.after(repair_s, put_back)
 
     # ------------------------------------------------------------------------------- the end
 
@@ -232,7 +243,7 @@ class Simulation:
         scenario, useful_s = self.scenario, 0.0
         steps = scenario.manifest.config.expert.steps
         accepted: dict[str, None] = {}
-        for kind, body in self.host.rows:
+        for kind, body in self.host.disk.rows:
             event = from_json(kind, body)
             if isinstance(event, UnitAccepted):
                 accepted[event.unit_id] = None

@@ -52,16 +52,16 @@ _ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
     ("node processes started", lambda r: f"{r.node_starts:,}"),
     ("broken rules", lambda r: "; ".join(r.violations) or "none"),
     ("trace digest", lambda r: r.trace_digest),
-    ("took", lambda r: f"{r.wall_s:.1f} s, {r.events:,} events"),
+    ("took", lambda r: f"{r.wall_s:.0f} s ({r.cpu_s:.0f} s of a core), {r.events:,} events"),
 )
 
 
 def make_table(reports: Sequence[Report]) -> Table:
     """One column a report."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for report in reports:
-        table.add_column(f"{report.policy} policies", overflow="fold")
+        table.add_column(f"{report.policy} policies", no_wrap=True)
     for title, cell in _ROWS:
         table.add_row(title, *(cell(report) for report in reports))
     return table

@@ -47,7 +47,7 @@ class CheckpointPolicy:
 
     `every_s` counts from the end of the last one; `share` of the time is the most that they
     may take. `run` names the run whose checkpoints are meant (empty: the one that plan, order
-    and start say); training must then go on from one at step `at_least` or later.
+    and start say); with `only_on`, training must go on from one of them.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class CheckpointPolicy:
     share: float = 0.02
     keep: int = 2
     run: str = ""
-    at_least: int = 0
+    only_on: bool = False
 
 
 class Checkpointer:
@@ -75,7 +75,7 @@ class Checkpointer:
     def restore(self) -> None:
         """Put the state where the newest good checkpoint is; without one leave it as it is.
 
-        Raises WorldError when that is before the step that the policy wants.
+        Raises WorldError when there is none, and the policy wants one.
         """
         if self._writes:
             for part in self._policy.folder.glob(".step-*.part"):  # a killed process's
@@ -86,7 +86,7 @@ class Checkpointer:
             self._budget.expected = Cost(float(meta["busy_s"]), float(meta["wall_s"]))
             log.info("going on from %s", folder)
             break
-        if max(self._saved_step, 0) < self._policy.at_least:
+        if self._saved_step < 0 and self._policy.only_on:
             raise WorldError(
                 f"the checkpoints in {self._policy.folder} can't be read any more; start the "
                 "unit again, it will go on from the weights that were collected."

@@ -108,18 +108,20 @@ def train_expert(
         expert,
     )
     if own is not None:
-        run, at_least = own.run, start.step
+        run = own.run
     else:
         weights = state or seed_parameters
         if weights is not None:
             state_from(model, weights)
-        run, at_least = fingerprint(plan, order, model), 0
+        run = fingerprint(plan, order, model)
         if world.rank == 0:
             begin_lineage(work_folder, start, run)
-    how = _How(work_folder, device, on_progress, should_stop, world, metrics_folder, run, at_least)
+    how = _How(
+        work_folder, device, on_progress, should_stop, world, metrics_folder, run, own is not None
+    )
     every = config.expert.collect_every_steps
     if every:
-        how = replace(how, hand_out=HandOutPolicy(every, work_folder, on_state))
+        how = replace(how, hand_out=HandOutPolicy(every, work_folder, on_state, start.step))
     path, figures = _train(manifest, corpus, model, plan, order, how)
     return path, figures | {"from_step": float(start.step)}
 
@@ -193,7 +195,7 @@ class _How:
     world: World
     metrics_folder: Path | None
     run: str = ""  # whose checkpoints; empty: what plan, order and start say
-    at_least: int = 0  # step that a checkpoint has reached already
+    only_on: bool = False  # there must be one
     hand_out: HandOutPolicy | None = None
 
 
@@ -226,7 +228,7 @@ def _train(
             plan=plan,
             device=torch.device(how.device),
             checkpoint=replace(
-                checkpoint_policy(manifest, how.work_folder), run=how.run, at_least=how.at_least
+                checkpoint_policy(manifest, how.work_folder), run=how.run, only_on=how.only_on
             ),
             hand_out=how.hand_out,
             on_progress=report,

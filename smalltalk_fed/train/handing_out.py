@@ -27,11 +27,12 @@ OnState = Callable[[int, Path], None]  # step, and the weights' file; called by 
 
 @dataclass(frozen=True)
 class HandOutPolicy:
-    """Every how many steps, where to, and who is told."""
+    """Every how many steps, where to, who is told, and up to which step it is known already."""
 
     every_steps: int
     folder: Path
     on_state: OnState | None = None
+    known_step: int = 0
 
 
 class StateWriter:
@@ -47,7 +48,7 @@ class StateWriter:
 
     def due(self, step: int) -> bool:
         """Whether the weights after `step` are to be handed out; processes say the same."""
-        if step % self._policy.every_steps or step >= self._steps:
+        if step % self._policy.every_steps or not self._policy.known_step < step < self._steps:
             return False
         return self._world.lead(self._free)
 

@@ -1,11 +1,12 @@
 """Where an expert's training in a work folder comes from: may its checkpoints go on?
 
-A node that finds an expert handed out at step s with weights `state` goes on from its own
-later checkpoint, moments and all, if those very weights came out of the training that left
-it; otherwise it begins at `state`. Rules: `lineage.json` says which start the folder's
-checkpoints have, the name of their run, and the digests of what was handed out since; it is
-written whole and before anybody hears of a digest. What is decided depends on files alone, so
-that all processes of a group decide the same.
+A node that is given an expert at step s with weights `state` goes on from its own checkpoint,
+moments and all, if those very weights came out of the training that left it: the expert is
+then the one that an undisturbed training gives, also where the checkpoint is a little older
+than the weights. Otherwise it begins at `state`. Rules: `lineage.json` says which start the
+folder's checkpoints have, the name of their run, and the digests of what was handed out
+since; it is written whole and before anybody hears of a digest. What is decided depends on
+files alone, so that all processes of a group decide the same.
 """
 
 from __future__ import annotations
@@ -56,15 +57,14 @@ def read_lineage(folder: Path) -> Lineage | None:
 
 
 def own_training(folder: Path, start: Start) -> Lineage | None:
-    """Return the folder's own training if the weights of `start` came out of it and it got further.
+    """Return the folder's own training if the weights of `start` came out of it and it can go on.
 
-    Whoever has it needs no weights to go on.
+    Whoever has it needs no weights.
     """
     lineage = read_lineage(folder)
     if lineage is None or start == lineage.start or not lineage.leads_to(start):
         return None
-    newest = newest_step(folder / CHECKPOINTS, lineage.run)
-    return lineage if newest is not None and newest >= start.step else None
+    return None if newest_step(folder / CHECKPOINTS, lineage.run) is None else lineage
 
 
 def begin_lineage(folder: Path, start: Start, run: str) -> None:

@@ -144,7 +144,10 @@ def router_round(
             should_stop=should_stop,
         )
         block = encode_scores(scores_N)
-    return RouterRoundResult(state_to_bytes(model), block, train_figures(result))
+    figures = train_figures(result)
+    if not result.tokens_per_s:  # all of it was trained before this process
+        del figures["tokens_per_s"]
+    return RouterRoundResult(state_to_bytes(model), block, figures)
 
 
 def shard(

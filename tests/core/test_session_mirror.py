@@ -65,13 +65,25 @@ def test_a_result_is_said_again_until_it_is_answered() -> None:
 def test_tries_come_slower_up_to_a_minute() -> None:
     session = Session("n-1", 1)
     waits, now = [], 0.0
-    for _ in range(12):
+    for _ in range(2000):  # more than a day without an answer
         session.tick(now)
         waits.append(session.lost(now, jitter=1.0))
         now += waits[-1]
     assert waits == sorted(waits)
     assert waits[0] < 1
     assert waits[-1] == RETRY_LAST_S
+
+
+def test_a_node_at_work_is_heard_of_again_within_a_heartbeat_of_a_restart() -> None:
+    session = at_work()
+    session.tick(5.0)
+    session.handle(order(heartbeat_s=3.0), 5.0)
+    now = 8.0
+    for _ in range(9):
+        session.tick(now)
+        wait_s = session.lost(now, jitter=1.0)
+        now += wait_s
+    assert wait_s == 3.0
 
 
 def test_a_cancelled_unit_is_dropped() -> None:

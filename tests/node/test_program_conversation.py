@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from smalltalk_node import joining, work
-from smalltalk_node import program as program_module
-from smalltalk_node.identity import NodeFolder
+from smalltalk_node import work
 from smalltalk_node.program import Options, Program
-from support.loopback_coordinator import Loopback, Served, refusing, serving
+from support.loopback_coordinator import Loopback, refusing, serving
+from support.node_stage import KEY, STOP, Answer, Stage, ids
 from support.tiny_run import HELDOUT, tiny_manifest, write_tiny_corpus
 
-from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.units import BlobRef, Unit, UnitKey
 from smalltalk_fed.data.corpus import TokenCorpus
@@ -26,90 +24,8 @@ from smalltalk_fed.errors import DataError, Refused, Unauthenticated, WorldError
 from smalltalk_fed.mixture.idlists import decode_experts, encode_experts, encode_ids
 from smalltalk_fed.mixture.scores import decode_scores
 from smalltalk_fed.wire import convert
-from smalltalk_fed.wire.signing import SigningKey, sign_manifest, verify_result
+from smalltalk_fed.wire.signing import verify_result
 from smalltalk_fed.wire.tensors import check_weights, expected_llama_tensors
-
-STOP = msg.Order("the run is finished", stop=True)
-KEY = SigningKey.create()
-Answer = msg.Order | grpc.RpcError | Callable[[msg.Exchange], msg.Order]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> TokenCorpus:
-    return write_tiny_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joining, "JOIN_FIRST_S", 0.01)
-    monkeypatch.setattr(program_module, "LOOK_EVERY_S", 0.02)
-    monkeypatch.setattr("smalltalk_fed.core.session.RETRY_FIRST_S", 0.01)
-    monkeypatch.setattr("smalltalk_node.patience.RETRY_FIRST_S", 0.01)
-
-
-class Stage:
-    """A node folder, a script, and what came of it."""
-
-    def __init__(self, served: Served, corpus: TokenCorpus, folder: NodeFolder) -> None:
-        self.served, self.corpus, self.folder = served, corpus, folder
-        self.loopback = served.loopback
-        self.manifest = tiny_manifest(corpus)
-
-    def play(self, *answers: Answer, manifest: RunManifest | None = None) -> str:
-        """Run the node while each question gets the next answer; returns the end's reason."""
-        self.script(*answers, manifest=manifest)
-        return self.program().run()
-
-    def script(self, *answers: Answer, manifest: RunManifest | None = None) -> None:
-        self.manifest = manifest or self.manifest
-        left = iter(answers)
-
-        def exchange(question: msg.Exchange) -> msg.Order:
-            answer = next(left)
-            if isinstance(answer, Exception):
-                raise answer
-            return answer(question) if callable(answer) else answer
-
-        self.loopback.behaviour.exchange = exchange
-        self.loopback.behaviour.join = self.welcome
-
-    def welcome(self, join: msg.Join) -> convert.Welcome:
-        data = self.manifest.to_bytes()
-        joined = msg.Joined(join.node_id, "part of the run")
-        return convert.Welcome(joined, data, sign_manifest(KEY, data), KEY.public_bytes)
-
-    def program(self) -> Program:
-        return Program(self.folder, Options(self.corpus.folder, "cpu", 1))
-
-    def unit(self, unit_id: str, **inputs: bytes) -> Unit:
-        refs = tuple(
-            self.loopback.put(name.replace("_", "-"), data) for name, data in inputs.items()
-        )
-        return Unit(UnitKey.parse(unit_id), refs)
-
-    def work(self, unit: Unit) -> msg.Exchange:
-        """Do one unit and return what the node said when it was done."""
-
-        def accept(question: msg.Exchange) -> msg.Order:
-            done = question.finished
-            return msg.Order("taken", accepted=done.unit_id if done else "", stop=True)
-
-        self.play(msg.Order("do this", unit=unit), accept)
-        return self.loopback.exchanges[-1]
-
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.folder.file("node-status.json").read_text())
-        return found
-
-
-@pytest.fixture
-def stage(served: Served, corpus: TokenCorpus, tmp_path: Path) -> Stage:
-    return Stage(served, corpus, served.node_folder(tmp_path / "node"))
-
-
-def ids(count: int = 16) -> bytes:
-    return encode_ids(np.arange(count))
-
 
 # ------------------------------------------------------------------------------------ units
 
@@ -302,6 +218,7 @@ def test_an_upload_that_breaks_off_goes_on(stage: Stage, monkeypatch: pytest.Mon
 def test_a_node_at_work_says_so_and_a_unit_that_is_dropped_goes_on_when_it_comes_again(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "smalltalk_fed.train.checkpoint")
     stage.script(manifest=tiny_manifest(stage.corpus, expert={"steps": 20_000}))
     unit = stage.unit("train_expert/0", segment=ids(40))
     do_this = msg.Order("do this", unit=unit, heartbeat_s=0.02)
@@ -398,6 +315,22 @@ def test_stopping_during_a_long_poll_says_goodbye(stage: Stage) -> None:
         program.run()
     assert [left.node_id for left in stage.loopback.left] == ["n-1"]
     assert stage.status()["state"] == "stopped"
+
+
+def test_a_node_that_is_not_needed_asks_later_and_stops_at_once(stage: Stage) -> None:
+    asked = threading.Event()
+
+    def later(question: msg.Exchange) -> msg.Order:
+        asked.set()
+        return msg.Order("enough others wait", wait_s=3600.0)
+
+    stage.script(later)
+    program = stage.program()
+    threading.Thread(target=lambda: (asked.wait(30), program.stop()), daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        program.run()
+    assert len(stage.loopback.exchanges) == 1
+    assert len(stage.loopback.left) == 1
 
 
 def test_stopping_at_work_ends_at_a_step_and_says_goodbye(stage: Stage) -> None:

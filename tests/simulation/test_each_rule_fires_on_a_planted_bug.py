@@ -143,7 +143,7 @@ def test_a_disk_that_loses_what_was_committed(monkeypatch: Plant) -> None:
     boot = CoordinatorHost.boot
 
     def torn(self: CoordinatorHost) -> None:
-        del self.rows[-2:]
+        del self.disk.rows[-2:]
         boot(self)
 
     monkeypatch.setattr(CoordinatorHost, "boot", torn)

@@ -57,6 +57,7 @@ def test_a_few_hundred_seeds_break_no_rule() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # on a busy machine
 def test_a_few_thousand_seeds_break_no_rule() -> None:
     seen: list[int] = []
     assert search(1000, 3000, processes=2, on_progress=seen.append) is None

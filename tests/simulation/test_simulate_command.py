@@ -52,6 +52,7 @@ def test_barriers_cost_more_than_the_chosen_policies(compared: dict[str, object]
     paper = compared["paper"]
     assert isinstance(paper, dict)
     assert paper["policy"] == "paper"
+    assert paper["violations"] == []
     assert paper["virtual_days"] > float(str(compared["virtual_days"]))
 
 

@@ -53,10 +53,10 @@ class LocalNode:
             result = None
             if order.unit is not None:
                 inputs = {ref.name: host.blobs.get(ref.digest) for ref in order.unit.inputs}
-                outputs, figures = self.doer.do(order.unit, inputs)
-                refs = tuple(host.blobs.put(name, data) for name, data in outputs.items())
+                done = self.doer.do(order.unit, inputs)
+                refs = tuple(host.blobs.put(name, data) for name, data in done.outputs.items())
                 run_id = host.manifest.run_id
-                result = signed_result(key, run_id, node_id, order.unit, refs, figures)
+                result = signed_result(key, run_id, node_id, order.unit, refs, done.figures)
             order = await host.ask(msg.Exchange(node_id, 1, finished=result))
         assert isinstance(order, msg.Order)
         assert not order.failed, order.reason

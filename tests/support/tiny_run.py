@@ -62,5 +62,5 @@ def tiny_manifest(corpus: TokenCorpus, **changes: dict[str, object]) -> RunManif
         "compute": {"threads": 1, "score_batch": 16},
     }
     for section, values in changes.items():
-        table[section] = table[section] | values
+        table[section] = table.get(section, {}) | values
     return make_manifest(RunConfig.model_validate(table), corpus.manifest, "run-1", 0)

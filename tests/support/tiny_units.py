@@ -13,7 +13,6 @@ from smalltalk_fed.core.units import BlobRef, Result, Unit
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.wire.signing import SigningKey, sign_result
 
-Outputs = dict[str, bytes]
 Identity = tuple[object, ...]
 
 
@@ -22,42 +21,47 @@ def identity(unit: Unit) -> Identity:
     return (unit.unit_id, unit.start_step, unit.weights, *((r.name, r.digest) for r in unit.inputs))
 
 
+@dataclass(frozen=True)
+class UnitDone:
+    """What came of a unit: outputs by name, figures, and weights collected on the way by step."""
+
+    outputs: dict[str, bytes]
+    figures: dict[str, float]
+    states: dict[int, bytes]
+
+
 @dataclass
 class UnitDoer:
     """Does units; the same unit with the same inputs is computed once."""
 
     manifest: RunManifest
     corpus: TokenCorpus
-    done: dict[Identity, tuple[Outputs, dict[str, float]]] = field(default_factory=dict)
+    done: dict[Identity, UnitDone] = field(default_factory=dict)
 
-    def do(self, unit: Unit, inputs: dict[str, bytes]) -> tuple[Outputs, dict[str, float]]:
-        """Outputs by name and the figures; `inputs` are bytes by name."""
+    def do(self, unit: Unit, inputs: dict[str, bytes]) -> UnitDone:
+        """Compute `unit`; `inputs` are bytes by name."""
         if identity(unit) not in self.done:
             with tempfile.TemporaryDirectory() as folder:
                 self.done[identity(unit)] = self._compute(unit, inputs, Path(folder))
         return self.done[identity(unit)]
 
-    def _compute(
-        self, unit: Unit, inputs: dict[str, bytes], folder: Path
-    ) -> tuple[Outputs, dict[str, float]]:
-        paths = {}
+    def _compute(self, unit: Unit, inputs: dict[str, bytes], folder: Path) -> UnitDone:
+        paths, states = {}, {}
         for name, data in inputs.items():
             paths[name] = folder / f"input-{name}"
             paths[name].write_bytes(data)
+
+        def collect(step: int, path: Path) -> None:
+            states[step] = path.read_bytes()
+            path.unlink()
+
         place = Workplace(self.manifest, self.corpus, folder / "work", folder / "experts", "cpu")
-        done = do_unit(
-            unit,
-            paths,
-            place,
-            lambda fraction, figures: None,
-            lambda path, step: None,
-            lambda: False,
-        )
+        done = do_unit(unit, paths, place, lambda fraction, figures: None, collect, lambda: False)
         outputs = {
             name: source if isinstance(source, bytes) else source.read_bytes()
             for name, source in done.outputs.items()
         }
-        return outputs, dict(done.figures)
+        return UnitDone(outputs, dict(done.figures), states)
 
 
 def signed_result(

@@ -149,7 +149,7 @@ def test_taking_over_is_a_function_of_state_and_step(states, go):
     assert first.read_bytes() == again.read_bytes() == resumed.read_bytes() != other.read_bytes()
 
 
-def test_who_handed_the_state_out_goes_on_from_its_own_later_checkpoint(states, go, tmp_path):
+def test_who_handed_the_state_out_goes_on_from_its_own_checkpoint(states, go, tmp_path):
     collected, whole = states
     mine = Collector(tmp_path / "mine", tmp_path / "work")
     with pytest.raises(Stopped):
@@ -175,23 +175,33 @@ def test_a_lineage_that_was_taken_over_once_goes_on_itself(states, go, tmp_path)
     assert path.read_bytes() == undisturbed.read_bytes()
 
 
+def test_its_own_checkpoint_counts_also_where_it_is_older_than_the_state(states, go, tmp_path):
+    """As after kill -9: a few steps are done again, and the expert is the undisturbed one."""
+    _, whole = states
+    mine = Collector(tmp_path / "mine", tmp_path / "work")
+    for steps in (6, 3):
+        with pytest.raises(Stopped):
+            go(on_state=mine, should_stop=_stop_after(steps))
+    (tmp_path / "work/checkpoints/step-0000000009/state.safetensors").write_bytes(b"")
+    told = []
+    digest = hashlib.sha256(mine.states[8].read_bytes()).hexdigest()
+    path, _ = go(start_step=8, digest=digest, on_state=lambda step, path: told.append(step))
+    assert path.read_bytes() == whole.read_bytes()
+    assert told == []  # what is known already does not go out again
+
+
 @pytest.mark.parametrize("stop_at", [7, 9])
-def test_a_checkpoint_of_another_lineage_or_before_the_state_is_not_used(
-    states, go, tmp_path, stop_at
-):
+def test_checkpoints_of_another_lineage_are_not_used(states, go, tmp_path, stop_at):
     collected, _ = states
-    expected, _ = go("expected", start_step=8, state=collected[8])
     mine = Collector(tmp_path / "mine", tmp_path / "work")
     with pytest.raises(Stopped):
         go(on_state=mine, should_stop=_stop_after(stop_at))
-    if stop_at == 9:  # it is further, but somebody else's state is what counts
-        other = tmp_path / "other.safetensors"
-        weights = bytearray(collected[8].read_bytes())
-        weights[-1] ^= 1
-        other.write_bytes(weights)
-        collected[8] = other
-        expected, _ = go("expected 2", start_step=8, state=other)
-    path, _ = go(start_step=8, state=collected[8])
+    other = tmp_path / "other.safetensors"  # not what came out of this folder's training
+    weights = bytearray(collected[8].read_bytes())
+    weights[-1] ^= 1
+    other.write_bytes(weights)
+    expected, _ = go("expected", start_step=8, state=other)
+    path, _ = go(start_step=8, state=other)
     assert path.read_bytes() == expected.read_bytes()
     lineage = read_lineage(tmp_path / "work")
     assert lineage is not None

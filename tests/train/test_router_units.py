@@ -189,6 +189,19 @@ def test_a_round_that_was_stopped_goes_on_and_ends_with_the_same_bits(
     assert (again.parameters, again.score_block) == (first.parameters, first.score_block)
 
 
+def test_a_round_says_its_speed_unless_all_was_trained_before(make_run, corpus, tmp_path):
+    manifest = make_run(compute={"checkpoint_share": 1.0})
+    asked = []
+
+    def go(**more):
+        return router_round(manifest, corpus, 0, 1, None, SHARE, work_folder=tmp_path, **more)
+
+    with pytest.raises(Stopped):
+        go(should_stop=lambda: bool(asked.append(1)) or len(asked) >= 3)  # it scores then
+    assert "tokens_per_s" not in go().figures
+    assert router_round(manifest, corpus, 0, 1, None, SHARE).figures["tokens_per_s"] > 0
+
+
 def test_a_short_round_writes_nothing(first, make_run, corpus, tmp_path):
     manifest = make_run(compute={"checkpoint_share": 1e-9})
     again = router_round(manifest, corpus, 0, 1, None, SHARE, work_folder=tmp_path)

@@ -1,7 +1,9 @@
 """An expert trained by two processes that torchrun started, as one process would."""
 
+import hashlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from smalltalk_fed.train.group import (
     train_on_node,
 )
 from smalltalk_fed.train.inputs import TrainInputs
+from smalltalk_fed.train.lineage import Start, note_handed_out
 from smalltalk_fed.train.plan import Stopped
 
 SEGMENT = np.arange(0, 96, 2)
@@ -77,6 +80,60 @@ def test_ctrl_c_stops_the_group_in_good_order(make_run, corpus, tmp_path):
             should_stop=interrupt,
         )
     assert list((tmp_path / "checkpoints").glob("step-*"))
+
+
+@pytest.fixture
+def collecting(make_run, corpus, tmp_path):
+    manifest = make_run(expert={"steps": 400, "collect": "every 100 steps"})
+    return TrainInputs("expert", manifest, corpus, tmp_path / "work", 1, SEGMENT)
+
+
+@pytest.fixture
+def collector(collecting, tmp_path):
+    """Keeps what is handed out, and says that it knows it."""
+    states = {}
+
+    def on_state(step, path):
+        kept = path.rename(tmp_path / path.name)
+        start = Start(step, hashlib.sha256(kept.read_bytes()).hexdigest())
+        note_handed_out(collecting.work_folder, step, start.state)
+        states[start] = kept
+
+    on_state.states = states
+    return on_state
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_group_hands_out_weights_and_goes_on_from_its_own_checkpoint(
+    collecting, collector, tmp_path
+):
+    with pytest.raises(Stopped):
+        train_in_group(
+            collecting,
+            processes=2,
+            on_state=collector,
+            should_stop=lambda: bool(collector.states),
+        )
+    start = next(iter(collector.states))
+    path, figures = train_in_group(replace(collecting, start=start), processes=2)
+    assert (figures["from_step"], figures["steps"]) == (start.step, 400)
+    whole, _ = train_in_group(replace(collecting, work_folder=tmp_path / "whole"), processes=2)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_group_takes_over_what_one_process_had(collecting, collector, tmp_path):
+    train_on_node(collecting, device="cpu", on_state=collector)
+    start, state = next(iter(collector.states.items()))
+    other = replace(collecting, work_folder=tmp_path / "other", start=start, state=state)
+    path, figures = train_in_group(other, processes=2)
+    assert figures["from_step"] == 100
+    alone, _ = train_on_node(replace(other, work_folder=tmp_path / "alone"), device="cpu")
+    weights = load_file(path)
+    for name, value in load_file(alone).items():
+        torch.testing.assert_close(weights[name], value, rtol=5e-2, atol=5e-2)
 
 
 def test_a_node_without_several_gpus_trains_in_its_own_process(make_run, corpus, tmp_path):
