@@ -50,7 +50,7 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
     # A node that was told to wait for minutes dials again: a handshake costs a millisecond, a
-    # connection that is kept costs 60 kB.
+    # connection that is kept costs 75 kB.
     ("grpc.max_connection_idle_ms", 60_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
@@ -62,7 +62,7 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
     Raises:
         WorldError: a port is in use, or the journal can't be written.
     """
-    journal = Journal(folder.journal)
+    journal = Journal(folder.journal, create=False)
     clock = SystemClock(not_before=journal.last_at)
     ledger = Ledger.from_json(journal.get("ledger") or [])
     host = Host(

@@ -180,6 +180,7 @@ class Program:
         except (Malformed, TooLarge) as error:
             return self._refused(question, error)
         except WorldError as error:
+            self._rejoined = False  # whoever answers next may be a new process
             wait_s = self._session.lost(self._clock.now(), random.random())
             self._say_waiting(error, wait_s)
             return Todo()
@@ -228,7 +229,7 @@ class Program:
                 self._machine,
                 self._corpus.digest,
                 corpus_bytes(self._corpus),
-                self._records.status.tokens_per_s,
+                self._records.status.router_tokens_per_s,
             ),
         )
 
@@ -243,7 +244,7 @@ class Program:
 
     def _collect(self, worker: Worker) -> None:
         outcomes, progress = worker.take(), worker.progress()
-        now, status = self._clock.now(), self._records.status
+        now = self._clock.now()
         for outcome in outcomes:
             match outcome:
                 case Finished(result, seconds):
@@ -251,7 +252,7 @@ class Program:
                     facts = {"unit": result.unit_id, "seconds": round(seconds, 2)}
                     log.info("done", extra={"facts": facts})
                     self._records.metric("unit", **facts, figures=result.figures)
-                    status.tokens_per_s = result.figures.get("tokens_per_s", status.tokens_per_s)
+                    self._records.speed(result.unit_id, result.figures)
                     self._session.finish(result, now)
                 case Collected(result):
                     self._session.collect(result, now)
@@ -265,7 +266,7 @@ class Program:
                     if world and self._world_failures >= WORLD_FAILURES_MAX:
                         raise world
         if progress is not None:
-            status.tokens_per_s = progress.figures.get("tokens_per_s", status.tokens_per_s)
+            self._records.speed(progress.unit_id, progress.figures)
             if self._session.unit and self._session.unit.unit_id == progress.unit_id:
                 self._session.progress(progress.fraction, progress.figures)
         self._show(worker)

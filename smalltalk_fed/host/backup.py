@@ -122,7 +122,7 @@ def _copy_journal(source: Path, target: Path) -> None:
 
 def _checked(source: RunFolder, path: Path) -> tuple[Coordinator, int]:
     """The run as the copied journal has it, every event of it checked."""
-    journal = Journal(path)
+    journal = Journal(path, create=False)
     try:
         events = journal.verify()
         return recover(source.manifest, journal, journal.last_at)[0], events

@@ -10,15 +10,16 @@ refuses (make room and start again; nothing acknowledged is lost) or the file is
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from smalltalk_fed.errors import WorldError
+from smalltalk_fed.host.durable import sync
 
 FORMAT_VERSION = 2
-BUSY_S = 5.0  # how long a lock of another process is waited for
 WAL_BYTES_MAX = 16 << 20  # what the write-ahead log shrinks to after a checkpoint
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -46,21 +47,49 @@ class DamagedJournal(WorldError):
         )
 
 
-def open_database(path: Path) -> sqlite3.Connection:
-    """Open `path` for writing, make the tables of a new one, check the structure of an old one.
+def create_database(path: Path) -> None:
+    """Make an empty journal, if there is none: whole or not at all.
 
     Raises:
-        DamagedJournal: not a journal, or its structure is broken.
+        WorldError: the disk refuses.
+    """
+    if path.exists():
+        return
+    making = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.making")
+    try:
+        making.unlink(missing_ok=True)
+        with explained(path, "made"), contextlib.closing(_connect(making)) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            with transaction(db):
+                for statement in _SCHEMA:
+                    db.execute(statement)
+                db.execute("INSERT INTO meta VALUES ('format_version', ?)", (str(FORMAT_VERSION),))
+                db.execute("INSERT INTO head VALUES (1, 0, x'')")
+        sync(making)
+        _name(making, path)
+        sync(path.parent)
+    except OSError as error:
+        raise WorldError(f"the journal {path} can't be made ({error.strerror}).") from None
+    finally:
+        with contextlib.suppress(OSError):
+            making.unlink(missing_ok=True)
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open `path` for writing and check its structure.
+
+    Raises:
+        DamagedJournal: not a journal, its structure is broken, or it is gone.
         WorldError: of another format, or the disk refuses.
     """
+    if not path.exists():
+        raise DamagedJournal(path, "it is gone")
     with explained(path, "opened"):
         db = _connect(path)
         try:
-            _use_wal(db)
+            db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute(f"PRAGMA journal_size_limit={WAL_BYTES_MAX}")
-            if _empty(db):
-                _create(db)
             _check(path, db)
         except BaseException:
             db.close()
@@ -108,36 +137,19 @@ def explained(path: Path, verb: str) -> Iterator[None]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     db.text_factory = bytes
     return db
 
 
-def _use_wal(db: sqlite3.Connection) -> None:
-    """SQLite does not wait for its turn at this, where several open a new file at once."""
-    end = time.monotonic() + BUSY_S
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > end:
-                raise
-        time.sleep(0.01)
-
-
-def _empty(db: sqlite3.Connection) -> bool:
-    return not db.execute("SELECT 1 FROM sqlite_master").fetchone()
-
-
-def _create(db: sqlite3.Connection) -> None:
-    with transaction(db):
-        if not _empty(db):
-            return  # another process was faster
-        for statement in _SCHEMA:
-            db.execute(statement)
-        db.execute("INSERT INTO meta VALUES ('format_version', ?)", (str(FORMAT_VERSION),))
-        db.execute("INSERT INTO head VALUES (1, 0, x'')")
+def _name(making: Path, path: Path) -> None:
+    """Give a whole file its name, unless another process was faster."""
+    try:
+        os.link(making, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        making.rename(path)
 
 
 def _check(path: Path, db: sqlite3.Connection) -> None:
@@ -149,6 +161,8 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
     except sqlite3.OperationalError:  # some other program's database
         row = None
     version = row[0].decode(errors="replace") if row else "unknown"
+    if not row and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise DamagedJournal(path, "it is empty")
     if version != str(FORMAT_VERSION):
         raise WorldError(
             f"the journal {path} has format {version}, this version reads {FORMAT_VERSION}; "

@@ -28,7 +28,7 @@ def export_assignments(folder: RunFolder, out: Path) -> int:
     Raises:
         UserError: nothing is assigned yet.
     """
-    journal = Journal(folder.journal)
+    journal = Journal(folder.journal, create=False)
     try:
         state, rounds = HardState(folder.manifest), dict[int, RoundAssigned]()
         for event in journal.events():

@@ -26,6 +26,7 @@ from pathlib import Path
 from smalltalk_fed.config.manifest import CorpusManifest, RunManifest, make_manifest, sha256
 from smalltalk_fed.config.run import RunConfig
 from smalltalk_fed.errors import DataError, UserError, WorldError
+from smalltalk_fed.host.database import create_database
 from smalltalk_fed.wire.certificates import CertificateAuthority, key_to_pem, make_key
 from smalltalk_fed.wire.secret_files import OTHERS_WRITE, private_folder, write_secret
 from smalltalk_fed.wire.signing import SigningKey
@@ -89,6 +90,7 @@ class RunFolder:
             write_secret(making / "operator" / "key.pem", key_to_pem(key))
             write_secret(making / "operator" / "cert.pem", authority.issue_operator(key, now))
             SigningKey.create().save(making / "signing.key")
+            create_database(making / "journal.sqlite")
             if path.exists():
                 path.rmdir()
             making.rename(path)

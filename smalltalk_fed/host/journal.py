@@ -22,6 +22,7 @@ from smalltalk_fed.core.events import Event, from_json, to_json
 from smalltalk_fed.host.chain import Point, Row, head, link, pack, rows_after
 from smalltalk_fed.host.database import (
     DamagedJournal,
+    create_database,
     explained,
     open_database,
     reading,
@@ -85,15 +86,17 @@ class JournalLike(Protocol):
 class Journal:
     """An open journal file; calls from several threads take turns."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create `path`.
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Open `path`; make it first if it is not there and `create` is set.
 
         Raises:
-            DamagedJournal: not a journal, or damaged.
+            DamagedJournal: not a journal, or damaged, or gone.
             WorldError: of another version, or the disk refuses.
         """
         self.path = path
         self._turn = threading.Lock()
+        if create:
+            create_database(path)
         self._db = open_database(path)
         try:
             with explained(path, "opened"):

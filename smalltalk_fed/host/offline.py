@@ -24,7 +24,7 @@ def decide_offline(folder: RunFolder, message: msg.Request, clock: Clock) -> msg
         PeerError: the message is not acceptable.
     """
     with folder.locked():
-        journal = Journal(folder.journal)
+        journal = Journal(folder.journal, create=False)
         try:
             now = max(clock.now(), journal.last_at)
             coordinator, _ = recover(folder.manifest, journal, now)
@@ -37,7 +37,7 @@ def decide_offline(folder: RunFolder, message: msg.Request, clock: Clock) -> msg
 
 def status_offline(folder: RunFolder, clock: Clock) -> dict[str, Any]:
     """The run as its journal has it; nodes are all away."""
-    journal = Journal(folder.journal)
+    journal = Journal(folder.journal, create=False)
     try:
         now = max(clock.now(), journal.last_at)
         coordinator, _ = recover(folder.manifest, journal, now)

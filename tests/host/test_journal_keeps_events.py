@@ -90,3 +90,26 @@ def test_two_writers_of_one_file_can_t_both_append(tmp_path: Path) -> None:
     with pytest.raises(WorldError, match="can't be written"):
         other.append(EVENTS)
     assert list(one.events()) == EVENTS
+
+
+def test_processes_that_open_a_new_journal_at_once_all_get_it(tmp_path: Path) -> None:
+    """`status` looks at a run folder at the moment when `serve` begins."""
+    program = """
+        import sys
+        from pathlib import Path
+        from smalltalk_fed.host.journal import Journal
+        print("ready", flush=True)
+        sys.stdin.read()
+        for number in range(20):
+            Journal(Path(sys.argv[1], str(number))).close()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    pipe = subprocess.PIPE
+    openers = [subprocess.Popen(command, stdin=pipe, stdout=pipe) for _ in range(4)]
+    for opener in openers:
+        assert opener.stdout
+        assert opener.stdout.readline() == b"ready\n"
+    for opener in openers:
+        assert opener.stdin
+        opener.stdin.close()
+    assert [opener.wait() for opener in openers] == [0, 0, 0, 0]

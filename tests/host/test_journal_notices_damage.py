@@ -192,6 +192,16 @@ def test_another_program_s_database_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path / "other.sqlite")
 
 
+def test_a_journal_that_is_gone_or_empty_is_not_begun_anew(path: Path) -> None:
+    path.write_bytes(b"")
+    with pytest.raises(DamagedJournal, match="it is empty"):
+        Journal(path)
+    path.unlink()
+    with pytest.raises(DamagedJournal, match="it is gone"):
+        Journal(path, create=False)
+    assert not path.exists()
+
+
 def test_a_file_that_is_no_journal_is_a_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "j.sqlite"
     path.write_bytes(b"not a database, but long enough to look at" * 100)
