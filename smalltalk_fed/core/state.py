@@ -203,7 +203,8 @@ class HardState:
 
     def is_finished(self, key: UnitKey) -> bool:
         """Whether a result of this unit counts."""
-        if key.kind is UnitKind.ROUTER_ROUND and 0 < key.index <= self.round - ROUNDS_KEPT:
+        past = next(reversed(self.history), 0)  # rounds come in order
+        if key.kind is UnitKind.ROUTER_ROUND and 0 < key.index <= past:
             return 0 <= key.expert < self.experts  # in `history`: its round is over
         return key.unit_id in self.finished
 

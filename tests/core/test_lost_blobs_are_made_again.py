@@ -6,6 +6,7 @@ from support.core_world import FakeNode, World, make_manifest
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.units import UnitKey
 
 
 def at(world: World, phase: Phase, rounds: int = 1) -> FakeNode:
@@ -48,6 +49,16 @@ def test_a_division_is_computed_again_from_the_same_scores() -> None:
     assert not {ref.digest for ref in job.scores} & set(world.released)
     world.finish_job()
     assert world.coordinator.state.rounds[2].shares == assigned.shares
+
+
+def test_rounds_of_old_stay_finished_while_a_division_is_made_again() -> None:
+    world = World(make_manifest(rounds=6))
+    at(world, Phase.ROUTING, 4)
+    world.do_jobs = False
+    old = UnitKey.parse("router_round/1/1")
+    assert world.coordinator.state.is_finished(old)
+    lose(world, world.coordinator.state.rounds[4].shares[0].digest)
+    assert world.coordinator.state.is_finished(old)
 
 
 def test_segments_are_computed_again_while_experts_are_trained() -> None:
