@@ -411,6 +411,9 @@ def test_collected_states_out_of_order_or_signed_as_another(planted: Planted) ->
     assert says(report, "experts", "the state at step 1 is signed as another")
     planted.change(place, step=3)
     assert says(planted.audit(), "experts", "step 2 was collected after step 3")
+    planted.events[place : place + 2] = []
+    planted.collect(place + 1, 1, 0, event.node_id)
+    assert says(planted.audit(), "experts", "weights were collected after it was done")
 
 
 @pytest.mark.parametrize("init", ["fresh", "seed"])
