@@ -52,10 +52,10 @@ def make_schedule(
         # One in each slice of the time, so that no seed bunches them.
         at_s = (number + draw.random()) * seconds / count
         at_s = max(0.0, min(at_s, seconds - lasts_s - BETWEEN_S))
-        free = [node for node in range(nodes) if not _busy(faults, node, at_s, lasts_s)]
-        node = -1 if kind == "kill coordinator" else draw.choice(free)
-        if node >= 0 or not _busy(faults, node, at_s, lasts_s):
-            faults.append(Fault(round(at_s, 2), round(lasts_s, 2), kind, node))
+        there = range(nodes) if kind != "kill coordinator" else (-1,)
+        free = [node for node in there if not _busy(faults, node, at_s, lasts_s)]
+        if free:
+            faults.append(Fault(round(at_s, 2), round(lasts_s, 2), kind, draw.choice(free)))
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 

@@ -50,7 +50,7 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
     # A node that was told to wait for minutes dials again: a handshake costs a millisecond, a
-    # connection that is kept costs 60 kB.
+    # connection that is kept costs 75 kB.
     ("grpc.max_connection_idle_ms", 60_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )

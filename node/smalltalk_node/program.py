@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS, RunManifest
+from smalltalk_fed.config.run import RunSection
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.session import Session, Todo
+from smalltalk_fed.core.session import Session, Todo, answer_timeout_s
 from smalltalk_fed.errors import (
     Malformed,
     PeerError,
@@ -52,8 +53,6 @@ log = logging.getLogger("smalltalk.node")
 STOPPED = "stopped by its operator"
 MANIFEST_FILE = "manifest.json"
 SAY_WAITING_EVERY_S = 60.0
-HEARTBEAT_TIMEOUT_S = 30.0
-POLL_MARGIN_S = 30.0
 LOOK_EVERY_S = 0.5
 LEAVE_S = 5.0
 END_S = 5.0
@@ -140,7 +139,7 @@ class Program:
         log.info("stopping; once more stops at once")
 
     def _converse(self, worker: Worker, manifest: RunManifest) -> str:
-        poll_s = manifest.config.run.poll_s
+        run = manifest.config.run
         while not self._stopping.is_set():
             self._collect(worker)
             self._renewal.when_due(self._clock.now())
@@ -151,7 +150,7 @@ class Program:
                 self._woken.wait(min(LOOK_EVERY_S, max(0.0, due - now) if due else LOOK_EVERY_S))
                 self._woken.clear()
                 continue
-            todo = self._ask(todo.say, poll_s, worker)
+            todo = self._ask(todo.say, run, worker)
             if todo.drop:
                 worker.drop(todo.drop)
             if todo.start:
@@ -165,13 +164,11 @@ class Program:
             self._show(worker)
         raise KeyboardInterrupt
 
-    def _ask(self, question: msg.Exchange, poll_s: float, worker: Worker) -> Todo:
+    def _ask(self, question: msg.Exchange, run: RunSection, worker: Worker) -> Todo:
         """One question; its answer, or what its failure means."""
-        held = question.wants_work and question.working is None
-        timeout_s = poll_s + POLL_MARGIN_S if held else HEARTBEAT_TIMEOUT_S
         unit = self._session.unit
         try:
-            order = self._connection.exchange(question, timeout_s)
+            order = self._connection.exchange(question, answer_timeout_s(question, run))
         except Refused as error:
             if self._rejoined:
                 return self._refused(question, error)
@@ -183,6 +180,7 @@ class Program:
         except (Malformed, TooLarge) as error:
             return self._refused(question, error)
         except WorldError as error:
+            self._rejoined = False  # whoever answers next may be a new process
             wait_s = self._session.lost(self._clock.now(), random.random())
             self._say_waiting(error, wait_s)
             return Todo()
@@ -231,7 +229,7 @@ class Program:
                 self._machine,
                 self._corpus.digest,
                 corpus_bytes(self._corpus),
-                self._records.status.tokens_per_s,
+                self._records.status.router_tokens_per_s,
             ),
         )
 
@@ -246,7 +244,7 @@ class Program:
 
     def _collect(self, worker: Worker) -> None:
         outcomes, progress = worker.take(), worker.progress()
-        now, status = self._clock.now(), self._records.status
+        now = self._clock.now()
         for outcome in outcomes:
             match outcome:
                 case Finished(result, seconds):
@@ -254,7 +252,7 @@ class Program:
                     facts = {"unit": result.unit_id, "seconds": round(seconds, 2)}
                     log.info("done", extra={"facts": facts})
                     self._records.metric("unit", **facts, figures=result.figures)
-                    status.tokens_per_s = result.figures.get("tokens_per_s", status.tokens_per_s)
+                    self._records.speed(result.unit_id, result.figures)
                     self._session.finish(result, now)
                 case Collected(result):
                     self._session.collect(result, now)
@@ -268,7 +266,7 @@ class Program:
                     if world and self._world_failures >= WORLD_FAILURES_MAX:
                         raise world
         if progress is not None:
-            status.tokens_per_s = progress.figures.get("tokens_per_s", status.tokens_per_s)
+            self._records.speed(progress.unit_id, progress.figures)
             if self._session.unit and self._session.unit.unit_id == progress.unit_id:
                 self._session.progress(progress.fraction, progress.figures)
         self._show(worker)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smalltalk_fed.core.session import Session
+from smalltalk_fed.core.units import UnitKey, UnitKind
 from smalltalk_fed.telemetry.ledger import Ledger
 
 STATUS_FILE = "node-status.json"
@@ -36,6 +38,7 @@ class NodeStatus:
     unit: str = ""
     fraction: float = 0.0
     tokens_per_s: float = 0.0
+    router_tokens_per_s: float = 0.0  # of the last router round, of this process or one before
     figures: dict[str, float] = field(default_factory=dict)
     units_done: int = 0
     bytes: dict[str, int] = field(default_factory=dict)  # the ledger's totals
@@ -50,6 +53,7 @@ class Records:
         self._status_path = folder / STATUS_FILE
         self._metrics_path = folder / METRICS_FILE
         self._written_at = float("-inf")
+        status.router_tokens_per_s = _router_speed(self._status_path)
 
     def write_status(self, *, at_once: bool = False) -> None:
         """Write the status, at most every half second unless `at_once`."""
@@ -63,6 +67,14 @@ class Records:
         with contextlib.suppress(OSError):
             part.write_text(json.dumps(asdict(self.status), sort_keys=True) + "\n")
             part.replace(self._status_path)
+
+    def speed(self, unit_id: str, figures: dict[str, float]) -> None:
+        """Note how fast a unit goes; those of router rounds are what nodes are compared by."""
+        speed = figures.get("tokens_per_s", 0.0)
+        if speed > 0:
+            self.status.tokens_per_s = speed
+            if UnitKey.parse(unit_id).kind is UnitKind.ROUTER_ROUND:
+                self.status.router_tokens_per_s = speed
 
     def show(
         self, session: Session, fraction: float, figures: dict[str, float], ledger: Ledger
@@ -91,3 +103,12 @@ class Records:
         line = {"at": time.time(), "event": event, "incarnation": self.status.incarnation}
         with contextlib.suppress(OSError), self._metrics_path.open("a") as file:
             file.write(json.dumps(line | values, sort_keys=True) + "\n")
+
+
+def _router_speed(path: Path) -> float:
+    """What an earlier process of this node noted; 0 if there was none."""
+    try:
+        speed = json.loads(path.read_text()).get("router_tokens_per_s", 0.0)
+    except (OSError, ValueError, AttributeError):
+        return 0.0
+    return float(speed) if isinstance(speed, int | float) and 0 < speed < math.inf else 0.0

@@ -2,20 +2,30 @@
 
 Rules: at most one question is under way; a result is said again until it is answered; while
 a unit is in work the node says so every `heartbeat_s`. The carrier reports a question that
-got no answer with `lost`; the time to the next try doubles up to a minute (up to a heartbeat
-while a unit is in work), spread by a `jitter` in 0..1 that the caller draws. No clock, no
-I/O, no threads.
+got no answer within `answer_timeout_s` with `lost`; the time to the next try doubles up to a
+minute (up to a heartbeat while a unit is in work), spread by a `jitter` in 0..1 that the
+caller draws. No clock, no I/O, no threads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from smalltalk_fed.config.run import RunSection
 from smalltalk_fed.core.messages import Exchange, Failure, Order, Working
 from smalltalk_fed.core.units import Result, Unit
 
 RETRY_FIRST_S = 0.5
 RETRY_LAST_S = 60.0
+HELD_MARGIN_S = 30.0  # beyond the time that a question for work is held
+TIMEOUT_FIRST_S, TIMEOUT_LAST_S = 5.0, 30.0  # of a heartbeat
+
+
+def answer_timeout_s(question: Exchange, run: RunSection) -> float:
+    """Seconds to wait for the answer; a heartbeat that got lost must not cost the lease."""
+    if question.wants_work and question.working is None:
+        return run.poll_s + HELD_MARGIN_S
+    return min(max(run.lease_s / 4, TIMEOUT_FIRST_S), TIMEOUT_LAST_S)
 
 
 @dataclass(frozen=True)

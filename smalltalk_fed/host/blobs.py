@@ -23,7 +23,7 @@ from smalltalk_fed.host.uploads import Upload, Uploads
 
 log = logging.getLogger("smalltalk.blobs")
 
-PART_BYTES = 256 * 1024
+PART_BYTES = 64 * 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _Stamp = tuple[int, int, int]  # size, mtime_ns, inode: another file has another
 

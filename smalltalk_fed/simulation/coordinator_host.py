@@ -96,6 +96,8 @@ class CoordinatorHost:
 
     def crash(self, down_s: float) -> None:
         """kill -9; it is started again after `down_s`."""
+        if not self.up:
+            return
         self._world.note("coordinator is killed")
         self.up = False
         self._process += 1

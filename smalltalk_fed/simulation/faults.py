@@ -43,6 +43,14 @@ class CoordinatorCrash:
 
 
 @dataclass(frozen=True)
+class CoordinatorReboot:
+    """The coordinator's machine restarts at some time, whatever it is at."""
+
+    at_s: float
+    down_s: float
+
+
+@dataclass(frozen=True)
 class NodeCrash:
     """kill -9 of a node's process; infinite `down_s`: it never comes back."""
 
@@ -137,6 +145,7 @@ class OperatorPauses:
 
 Fault = (
     CoordinatorCrash
+    | CoordinatorReboot
     | NodeCrash
     | NodeLeaves
     | NodeSleeps
@@ -148,6 +157,16 @@ Fault = (
     | OperatorPauses
 )
 FOREVER_S = float("inf")
+
+
+def draw_reboots(rng: Random, span_s: float, every_s: float) -> tuple[Fault, ...]:
+    """Reboots of the coordinator's machine at random times, `every_s` on average."""
+    reboots: list[Fault] = []
+    at_s = rng.expovariate(1 / every_s)
+    while at_s < span_s:
+        reboots.append(CoordinatorReboot(at_s, rng.uniform(40.0, 400.0)))
+        at_s += rng.expovariate(1 / every_s)
+    return tuple(reboots)
 
 
 def draw_plan(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.session import Session
+from smalltalk_fed.core.session import Session, answer_timeout_s
 from smalltalk_fed.core.units import Result, Unit
 from smalltalk_fed.errors import PeerError, Refused
 from smalltalk_fed.simulation.network import Call
@@ -21,8 +21,7 @@ from smalltalk_fed.simulation.node_work import Work
 if TYPE_CHECKING:
     from smalltalk_fed.simulation.machine import Machine
 
-HEARTBEAT_TIMEOUT_S = 30.0
-POLL_MARGIN_S = 30.0
+_TIMEOUT_S = 30.0
 _JOIN_FIRST_S, _JOIN_LAST_S = 0.5, 60.0
 
 
@@ -52,7 +51,7 @@ class NodeProcess:
             return
         enrol = msg.Enrol(self._shared.secret, self._machine.key_sha256, self._machine.name)
         self._call = self._machine.line.call(
-            enrol, HEARTBEAT_TIMEOUT_S, self._enrolled, self._shut_out, self._try_again
+            enrol, _TIMEOUT_S, self._enrolled, self._shut_out, self._try_again
         )
 
     def die(self, *, clean: bool) -> None:
@@ -101,7 +100,7 @@ class NodeProcess:
             capabilities,
         )
         self._call = machine.line.call(
-            join, HEARTBEAT_TIMEOUT_S, self._joined, self._shut_out, self._try_again
+            join, _TIMEOUT_S, self._joined, self._shut_out, self._try_again
         )
 
     def _enrolled(self, answer: msg.Answer) -> None:
@@ -154,11 +153,7 @@ class NodeProcess:
             self._look()
 
     def _ask(self, question: msg.Exchange) -> None:
-        held = question.wants_work and question.working is None
-        run = self._shared.scenario.manifest.config.run
-        # One lost heartbeat must not cost the lease.
-        heartbeat_timeout_s = min(HEARTBEAT_TIMEOUT_S, run.lease_s / 4)
-        timeout_s = run.poll_s + POLL_MARGIN_S if held else heartbeat_timeout_s
+        timeout_s = answer_timeout_s(question, self._shared.scenario.manifest.config.run)
         self._question = question
         self._call = self._machine.line.call(
             question, timeout_s, self._answered, self._refused, self._lost

@@ -15,7 +15,7 @@ from typing import Literal
 from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.units import Unit, UnitKind
-from smalltalk_fed.simulation.faults import Fault, draw_plan
+from smalltalk_fed.simulation.faults import Fault, draw_plan, draw_reboots
 from smalltalk_fed.simulation.world import DAY_S, World
 
 Policy = Literal["chosen", "paper"]
@@ -23,6 +23,7 @@ SPEED_SPREAD = 30.0
 _SIGMA = math.log(SPEED_SPREAD) / 4  # two standard deviations to either side
 SLOWEST, FASTEST = SPEED_SPREAD**-0.5, SPEED_SPREAD**0.5
 CORPUS = "c0" * 32
+_REBOOT_EVERY_S = 7 * DAY_S  # of the coordinator's small VM, on average
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,10 @@ def volunteers(
         train_sequences=chunk * max(1, experts // 2),
         heldout_sequences=1000,
     )
+    limit_s = (8 if paper else 4) * days * DAY_S
     assumed = {
         "machines": f"{nodes:,}, speeds over a factor of {SPEED_SPREAD:.0f}, half away at any time",
+        "the coordinator": f"reboots once in {_REBOOT_EVERY_S / DAY_S:.0f} days",
         "an expert": f"{total_s / DAY_S:.1f} days of a machine of speed 1",
         "routing": f"{rounds} rounds of {router_s / 3600:.1f} hours of a machine of speed 1",
     }
@@ -184,7 +187,8 @@ def volunteers(
         work=work,
         network=Network(loss=0.001, duplicate=0.0005, late=0.001),
         policy=policy,
-        limit_s=(8 if paper else 4) * days * DAY_S,
+        faults=draw_reboots(World(seed).stream("reboots"), limit_s, _REBOOT_EVERY_S),
+        limit_s=limit_s,
         must_end=False,
         assumed=assumed,
     )

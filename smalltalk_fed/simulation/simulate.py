@@ -22,6 +22,7 @@ from smalltalk_fed.simulation.availability import Life
 from smalltalk_fed.simulation.contents import Blobs
 from smalltalk_fed.simulation.coordinator_host import CoordinatorHost
 from smalltalk_fed.simulation.faults import (
+    CoordinatorReboot,
     Fault,
     NodeCrash,
     NodeLeaves,
@@ -146,6 +147,8 @@ class Simulation:
                 lines = [m.line for m in self._machines(fault.nodes)]
                 world.at(START_S + fault.at_s, self._cut, lines, 1)
                 world.at(START_S + fault.at_s + fault.for_s, self._cut, lines, -1)
+            case CoordinatorReboot():
+                world.at(START_S + fault.at_s, self.host.crash, fault.down_s)
             case NodeSleeps():
                 for machine in self._machines((fault.node,)):
                     world.at(START_S + fault.at_s, machine.sleep)

@@ -28,7 +28,7 @@ def _ideal(report: Report) -> str:
 
 _ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
     ("finished", lambda r: "yes" if r.finished else f"no: {r.phase}"),
-    ("run time", lambda r: f"{r.virtual_days:.1f} days"),
+    ("run time", lambda r: f"{'' if r.finished else 'over '}{r.virtual_days:.1f} days"),
     ("ideal run time", _ideal),
     ("machine-hours on that worked", lambda r: f"{r.busy_share:.2%}"),
     ("work computed that counts", lambda r: f"{r.useful_share:.1%}"),

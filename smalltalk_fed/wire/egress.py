@@ -60,7 +60,7 @@ DESCRIPTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("Capabilities", "device"): ("kind of device: cpu, cuda, mps", _SOFTWARE),
     ("Capabilities", "threads"): ("number of threads", _COUNT),
     ("Capabilities", "memory_bytes"): ("size of the machine's memory", _COUNT),
-    ("Capabilities", "tokens_per_s"): ("speed of the last training", _NUMBER),
+    ("Capabilities", "tokens_per_s"): ("speed of the last router round", _NUMBER),
     ("Capabilities", "corpus_digest"): ("SHA-256 of the corpus's manifest", "64 characters"),
     ("Capabilities", "corpus_bytes"): ("size of the corpus", _COUNT),
     ("Capabilities", "software"): ("versions of smalltalk-fed, Python and torch", _SOFTWARE),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from support.core_world import FakeNode, World, blob, make_manifest
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.session import RETRY_LAST_S, Session
+from smalltalk_fed.core.session import RETRY_LAST_S, Session, answer_timeout_s
 from smalltalk_fed.core.units import Result, Unit, UnitKey
 
 
@@ -84,6 +85,23 @@ def test_a_node_at_work_is_heard_of_again_within_a_heartbeat_of_a_restart() -> N
         wait_s = session.lost(now, jitter=1.0)
         now += wait_s
     assert wait_s == 3.0
+
+
+@pytest.mark.parametrize("lease_s", [20.0, 60.0, 120.0, 900.0])
+def test_a_heartbeat_that_got_lost_is_said_again_before_the_lease_ends(lease_s: float) -> None:
+    run = make_manifest(lease_s=lease_s).config.run
+    session = at_work()
+    session._heartbeat_s = lease_s / 4
+    beat = session.tick(5.0).say
+    assert beat
+    lost_at = 5.0 + answer_timeout_s(beat, run)
+    again_at = lost_at + session.lost(lost_at, jitter=1.0)
+    assert again_at < 5.0 + 0.75 * lease_s  # the one before came a quarter earlier, and counted
+
+
+def test_a_question_for_work_is_waited_for_longer_than_it_is_held() -> None:
+    run = make_manifest(poll_s=300.0).config.run
+    assert answer_timeout_s(msg.Exchange("n-1", 1), run) > 300.0
 
 
 def test_a_cancelled_unit_is_dropped() -> None:

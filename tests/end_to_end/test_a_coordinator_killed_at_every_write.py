@@ -10,7 +10,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.killable_coordinator import Zygote
@@ -24,50 +26,89 @@ from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.wire.signing import SigningKey
 
 MEMORY = Path("/dev/shm")
-ROUNDS = 3
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        yield Path(folder)
+@dataclass
+class Runs:
+    """The same run again and again, each in a folder of its own."""
 
-
-def labels(place: Path) -> list[str]:
-    return (place / "points").read_text().splitlines()
-
-
-def test_every_point_gives_the_same_run(place: Path) -> None:
-    corpus = write_tiny_corpus(place / "corpus")
-    folder = make_run_folder(
-        place / "new",
-        corpus,
-        run={"lease_s": 20.0, "poll_s": 10.0},
-        router={"rounds": ROUNDS},
-        expert={"collect": "every 2 steps"},
+    place: Path
+    folder: RunFolder
+    doer: UnitDoer
+    zygote: Zygote
+    keys: dict[str, SigningKey] = field(
+        default_factory=lambda: {name: SigningKey.create() for name in ("a", "b")}
     )
-    doer = UnitDoer(folder.manifest, corpus)
-    keys = {name: SigningKey.create() for name in ("a", "b")}
 
-    def finish(kill_at: int) -> tuple[RunFolder, int]:
-        for old in ("run", "points"):
-            shutil.rmtree(place / old, ignore_errors=True)
-        (place / "points").unlink(missing_ok=True)
-        shutil.copytree(folder.path, place / "run")
-        killed = KilledRun(zygote, RunFolder.open(place / "run"), doer, keys, kill_at)
-        killed.finish()
-        return killed.folder, killed.deaths
+    def finish(self, kill_at: int, **options: Any) -> KilledRun:
+        """Take it to its end."""
+        shutil.rmtree(self.place / "run", ignore_errors=True)
+        (self.place / "points").unlink(missing_ok=True)
+        shutil.copytree(self.folder.path, self.place / "run")
+        folder = RunFolder.open(self.place / "run")
+        run = KilledRun(self.zygote, folder, self.doer, self.keys, kill_at, **options)
+        run.finish()
+        return run
 
-    with Zygote() as zygote:
-        whole, deaths = finish(kill_at=1_000_000)
-        assert deaths == 0
-        expected, points = outcome(whole), labels(place)
-        assert audit(whole).counts["collected"] == 2
-        for number, label in enumerate(points, start=1):
-            where = f"killed at point {number}, {label}"
-            finished, deaths = finish(kill_at=number)
-            assert deaths == 1, where
-            assert labels(place) == points[:number], where
-            assert outcome(finished) == expected, where
-            report = audit(finished)
-            assert report.proved, (where, report.findings)
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    memory = MEMORY if MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=memory) as name, Zygote() as zygote:
+        place = Path(name)
+        corpus = write_tiny_corpus(place / "corpus")
+        folder = make_run_folder(
+            place / "new",
+            corpus,
+            run={"lease_s": 20.0, "poll_s": 10.0},
+            router={"rounds": 3},
+            expert={"collect": "every 2 steps"},
+        )
+        yield Runs(place, folder, UnitDoer(folder.manifest, corpus), zygote)
+
+
+@pytest.fixture(scope="module")
+def whole(runs: Runs) -> tuple[dict[str, object], list[str]]:
+    """What comes of the run that nobody kills, and its points."""
+    run = runs.finish(kill_at=1_000_000)
+    assert run.deaths == 0
+    assert audit(run.folder).counts["collected"] == 2
+    return outcome(run.folder), run.points()
+
+
+def test_every_point_gives_the_same_run(
+    runs: Runs, whole: tuple[dict[str, object], list[str]]
+) -> None:
+    expected, points = whole
+    for number, label in enumerate(points, start=1):
+        where = f"killed at point {number}, {label}"
+        run = runs.finish(kill_at=number)
+        assert run.deaths == 1, where
+        assert run.points() == points[:number], where
+        assert outcome(run.folder) == expected, where
+        report = audit(run.folder)
+        assert report.proved, (where, report.findings)
+
+
+def test_the_points_are_of_every_kind(whole: tuple[dict[str, object], list[str]]) -> None:
+    """Names of a few that must be there, so that none is lost when the product changes."""
+    _, points = whole
+    for kind in (
+        "before append", "written, not committed", "after append", "after begin", "after write",
+        "before sync", "after finish", "before own", "before drop", "after snapshot",
+        "after archive", "before place", "before sync of the mixture's name", "after mixture",
+    ):  # fmt: skip
+        assert any(point.startswith(kind) for point in points), kind
+
+
+@pytest.mark.parametrize("only", ["after append", "after finish", "after own", "after snapshot"])
+def test_a_coordinator_that_dies_again_and_again(
+    runs: Runs, whole: tuple[dict[str, object], list[str]], only: str
+) -> None:
+    """No life lasts longer than one commit, one upload, one list or one snapshot."""
+    expected, points = whole
+    run = runs.finish(kill_at=1, only=only, again=True)
+    assert run.deaths >= sum(only in point for point in points) / 2
+    assert outcome(run.folder) == expected
+    report = audit(run.folder)
+    assert report.proved, report.findings

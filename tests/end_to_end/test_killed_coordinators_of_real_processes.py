@@ -24,8 +24,14 @@ from smalltalk_fed.host.audit import audit
 from smalltalk_fed.host.folder import RunFolder
 
 NODES = ("a", "b")
-SETTINGS = {**SMALL_RUN, "run.lease_s": 2.0, "run.poll_s": 1.0, "router.rounds": 2}
-RUN_S = 120.0  # a run takes ten seconds
+SETTINGS = {
+    **SMALL_RUN,
+    "run.lease_s": 2.0,
+    "run.poll_s": 1.0,
+    "router.rounds": 2,
+    "router.chunk_sequences": 320,
+}
+RUN_S = 240.0  # a run takes ten seconds on a machine that has nothing else to do
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from smalltalk_coordinator.cli import app
 from support.local_run import finish_run, make_run_folder
-from support.tiny_run import write_tiny_corpus
+from support.tiny_run import tiny_manifest, write_tiny_corpus
 from support.tiny_units import signed_result
 from typer.testing import CliRunner
 
@@ -22,8 +22,10 @@ from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import handout
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import BlobRef, UnitKey
+from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.host import audit_lists
 from smalltalk_fed.host.audit import AuditReport, audit
+from smalltalk_fed.host.audit_experts import steps_of
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.journal import Journal
@@ -40,6 +42,7 @@ class Planted:
 
     folder: RunFolder
     keys: dict[str, SigningKey]
+    corpus: Path
 
     def __post_init__(self) -> None:
         journal = Journal(self.folder.journal)
@@ -133,7 +136,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[
 def planted(finished: tuple[RunFolder, dict[str, SigningKey]], tmp_path: Path) -> Planted:
     folder, keys = finished
     shutil.copytree(folder.path, tmp_path / "run")
-    return Planted(RunFolder.open(tmp_path / "run"), keys)
+    return Planted(RunFolder.open(tmp_path / "run"), keys, folder.path.parent / "corpus")
 
 
 def says(report: AuditReport, check: str, what: str) -> bool:
@@ -328,6 +331,21 @@ def test_a_result_that_comes_in_another_round(planted: Planted) -> None:
     assert says(planted.audit(), "routers", "router_round/1/2: it was accepted in round 3")
 
 
+def test_a_slice_that_was_divided_before_the_routers_were_done(planted: Planted) -> None:
+    place, _ = planted.find(ev.UnitAccepted, unit_id=f"router_round/1/{ROUNDS}")
+    del planted.events[place]
+    report = planted.audit()
+    what = f"shard/0: it was accepted, though router_round/1/{ROUNDS} does not count"
+    assert says(report, "segments", what)
+    assert says(report, "routers", "phase sharding: it began before router_round/1/")
+
+
+def test_outputs_that_such_a_unit_does_not_have(planted: Planted) -> None:
+    place, event = planted.find(ev.UnitAccepted, unit_id="router_round/1/1")
+    planted.change(place, outputs=event.outputs[:1])
+    assert says(planted.audit(), "routers", "its outputs are not those of such a unit")
+
+
 def test_a_round_that_was_left_out(planted: Planted) -> None:
     place, _ = planted.find(ev.RoundAssigned, round=2)
     del planted.events[place]
@@ -393,6 +411,23 @@ def test_collected_states_out_of_order_or_signed_as_another(planted: Planted) ->
     assert says(report, "experts", "the state at step 1 is signed as another")
     planted.change(place, step=3)
     assert says(planted.audit(), "experts", "step 2 was collected after step 3")
+
+
+@pytest.mark.parametrize("init", ["fresh", "seed"])
+@pytest.mark.parametrize("capacity", ["equal", [3.0, 1.0]])
+def test_the_steps_that_are_asked_of_an_expert_are_those_that_it_takes(
+    planted: Planted, init: str, capacity: object
+) -> None:
+    import torch
+
+    from smalltalk_fed.train.expert_plans import expert_plan
+
+    corpus = TokenCorpus.open(planted.corpus)
+    changes = {"expert": {"init": init, "steps": 30}, "assignment": {"capacity": capacity}}
+    manifest = tiny_manifest(corpus, **changes)
+    for sequences in (72, 24):
+        plan = expert_plan(manifest, torch.device("cpu"), sequences, seeded=init == "seed")
+        assert steps_of(manifest, sequences) == plan.steps
 
 
 def test_an_expert_that_was_trained_before_there_were_segments(planted: Planted) -> None:

@@ -284,6 +284,16 @@ def test_a_restarted_coordinator_is_joined_again_and_the_unit_kept(stage: Stage)
     assert again.finished is not None
 
 
+def test_a_coordinator_that_dies_again_before_it_answers_is_joined_again(stage: Stage) -> None:
+    unit = stage.unit("router_round/0/1", share=ids())
+    unknown = refusing(grpc.StatusCode.FAILED_PRECONDITION, "n-1 has not joined; join again")
+    silent = refusing(grpc.StatusCode.UNAVAILABLE, "restarting")
+    accepted = msg.Order("taken", accepted=unit.unit_id, stop=True)
+    stage.play(msg.Order("do this", unit=unit), unknown, silent, unknown, accepted)
+    assert len(stage.loopback.joins) == 3
+    assert stage.loopback.exchanges[-1].finished is not None
+
+
 def test_a_result_that_is_refused_twice_becomes_a_failure(stage: Stage) -> None:
     unit = stage.unit("router_round/0/1", share=ids())
     refusal = refusing(grpc.StatusCode.FAILED_PRECONDITION, "no better than before")

@@ -59,11 +59,13 @@ class Zygote:
         self._socket.close()
         self._process.wait(30)
 
-    def coordinator(self, folder: Path, now: float, kill_at: int = 0) -> Coordinator:
-        """Start one on a run folder; it kills itself at its `kill_at`th point."""
+    def coordinator(
+        self, folder: Path, now: float, kill_at: int = 0, only: str = ""
+    ) -> Coordinator:
+        """Start one on a run folder; it kills itself at the run's `kill_at`th point."""
         ours, theirs = socket.socketpair()
         with theirs:
-            order = f"{kill_at}\0{now!r}\0{folder}".encode()
+            order = f"{kill_at}\0{only}\0{now!r}\0{folder}".encode()
             socket.send_fds(self._socket, [order], [theirs.fileno()])
         return Coordinator(Connection(ours.detach()))
 
@@ -117,8 +119,8 @@ def zygote(control: socket.socket) -> None:
             return
         if os.fork() == 0:
             control.close()
-            kill_at, now, folder = order.decode().split("\0")
-            serve(Path(folder), Connection(descriptors[0]), float(now), int(kill_at))
+            kill_at, only, now, folder = order.decode().split("\0")
+            serve(Path(folder), Connection(descriptors[0]), float(now), int(kill_at), only)
             os._exit(0)
         os.close(descriptors[0])
         with contextlib.suppress(ChildProcessError):
@@ -126,12 +128,11 @@ def zygote(control: socket.socket) -> None:
                 pass
 
 
-def serve(folder: Path, pipe: Connection, now: float, kill_at: int) -> None:
+def serve(folder: Path, pipe: Connection, now: float, kill_at: int, only: str) -> None:
     """Be a coordinator."""
     journal.BATCH_EVENTS = BATCH_EVENTS
     if kill_at:
-        labels = folder.with_name("points")
-        kill_points.install(kill_points.Points(kill_at, labels))
+        kill_points.install(kill_points.Points(kill_at, folder.with_name("points"), only))
     asyncio.run(Served(RunFolder.open(folder), pipe, ManualClock(now)).run())
 
 

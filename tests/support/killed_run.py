@@ -76,7 +76,7 @@ class Node:
         """The coordinator died: what was asked gets no answer."""
         if self.session is not None and self.question:
             self.session.lost(self.run.now, 0.0)
-        self.question = 0
+        self.question, self.refused = 0, False
 
     def times(self) -> list[float]:
         """When it will have something to do."""
@@ -151,13 +151,19 @@ class Node:
 
 @dataclass
 class KilledRun:
-    """Takes a run to its end, whatever its coordinator does; starts a new one when it dies."""
+    """Takes a run to its end, whatever its coordinator does; starts a new one when it dies.
+
+    It is killed at its `kill_at`th point; `again`: and so is the new one, at its first.
+    Of the points only those count that have `only` in their labels.
+    """
 
     zygote: Zygote
     folder: RunFolder
     doer: UnitDoer
     keys: dict[str, SigningKey]
     kill_at: int = 0
+    only: str = ""
+    again: bool = False
     now: float = START_S
     deaths: int = 0
     due: float | None = None  # when time alone changes something in the coordinator
@@ -178,6 +184,10 @@ class KilledRun:
                 self._died()
         raise AssertionError("the run does not end")
 
+    def points(self) -> list[str]:
+        """The labels of the points that were reached."""
+        return self.folder.path.with_name("points").read_text().splitlines()
+
     def _turn(self) -> None:
         moved = False
         for node in self.nodes:
@@ -196,11 +206,11 @@ class KilledRun:
         self.deaths += 1
         for node in self.nodes:
             node.lost()
-        self._start(0)
+        self._start(len(self.points()) + 1 if self.again else 0)
         self.due = None
 
     def _start(self, kill_at: int) -> None:
-        self.coordinator = self.zygote.coordinator(self.folder.path, self.now, kill_at)
+        self.coordinator = self.zygote.coordinator(self.folder.path, self.now, kill_at, self.only)
 
 
 def outcome(folder: RunFolder) -> dict[str, object]:

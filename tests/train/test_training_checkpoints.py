@@ -13,6 +13,7 @@ import torch
 from smalltalk_fed.errors import WorldError
 from smalltalk_fed.model.state import state_to_bytes
 from smalltalk_fed.train import checkpoint as checkpoints
+from smalltalk_fed.train.budget import Budget, Cost
 from smalltalk_fed.train.checkpoint import CheckpointPolicy
 from smalltalk_fed.train.loop import train
 from smalltalk_fed.train.plan import TrainPlan
@@ -196,9 +197,12 @@ def test_a_checkpoint_that_fails_stops_a_training_at_its_next_step(run, plan, mo
     from dataclasses import replace
 
     monkeypatch.setattr(checkpoints, "_sync", _full)
+    # The next one would be due in years: the failure is told before.
+    dear = Cost(1e9, 1e9)
+    monkeypatch.setattr(Budget, "took", lambda self, cost, now: setattr(self, "expected", dear))
     long = replace(plan, steps=20_000)
     with pytest.raises(WorldError, match="training stops"):
-        run(every_s=0.0, plan=long, order=np.zeros(8 * long.steps, dtype=int))
+        run(every_s=0.0, share=1.0, plan=long, order=np.zeros(8 * long.steps, dtype=int))
 
 
 def test_a_finished_training_is_not_lost_with_its_last_checkpoint(run, whole, monkeypatch, caplog):
