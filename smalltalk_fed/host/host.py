@@ -26,7 +26,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import needed_blobs
-from smalltalk_fed.errors import DamagedBlob, PeerError, SmalltalkError, WorldError
+from smalltalk_fed.errors import DamagedBlob, OurError, PeerError, SmalltalkError, WorldError
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.checks import check_result
 from smalltalk_fed.host.clock import Clock
@@ -89,7 +89,7 @@ class Host:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop_task: asyncio.Task[None] | None = None
         self._finished_seen = False
-        self._trouble: WorldError | None = None  # of a job; it ends the loop
+        self._trouble: SmalltalkError | None = None  # of a job; it ends the loop
 
     # --------------------------------------------------------------------------- from outside
 
@@ -273,8 +273,14 @@ class Host:
             log.error("%s can't be done: %s", job.job_id, error)
             self._tell(_LostBlob(error.digest, by_job=True))
         except WorldError as error:
-            self._trouble = error
-            self._wake.set()
+            self._stop_for(error)
+        except Exception as error:  # a bug: the run would wait for this job for ever
+            log.exception("%s failed", job.job_id)
+            self._stop_for(OurError(f"{job.job_id} failed ({error!r}); this is a bug"))
+
+    def _stop_for(self, trouble: SmalltalkError) -> None:
+        self._trouble = trouble
+        self._wake.set()
 
     def _tell(self, message: msg.JobFinished | msg.JobFailed | _LostBlob) -> None:
         self._inbox.append(_Inbound(message))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,7 +53,8 @@ class Uploads:
 
     def write_own(self, digest: str, data: bytes) -> None:
         """Store bytes that are all here and are those of `digest`."""
-        part = self._folder / f"{digest}.own"
+        # A name of its own: the worker of a coordinator that was killed may be at the same blob.
+        part = self._folder / f"{digest}.{secrets.token_hex(4)}.own"
         try:
             with _disk():
                 part.write_bytes(data)

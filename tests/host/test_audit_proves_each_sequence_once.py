@@ -299,6 +299,20 @@ def test_segments_that_are_not_what_the_slices_said(planted: Planted) -> None:
     assert says(planted.audit(), "segments", ", shard/1 said ")
 
 
+def test_segments_that_came_too_early_or_again(planted: Planted) -> None:
+    place, event = planted.find(ev.SegmentsMade)
+    planted.events.insert(place + 1, event)
+    assert says(planted.audit(), "segments", "segments: they were made twice")
+    lost = ev.BlobLost(event.at, "0" * 64, "", 0, "it is damaged")
+    other = replace(event, segments=event.segments[::-1])
+    planted.events[place + 1 : place + 2] = [lost, other]
+    assert says(planted.audit(), "segments", "segments: they were made again, and differently")
+    planted.events[place + 1 : place + 3] = []
+    early, _ = planted.find(ev.UnitAccepted, unit_id="shard/1")
+    planted.events.insert(early, planted.events.pop(place))
+    assert says(planted.audit(), "segments", "they were made before shard/1 was done")
+
+
 def test_segments_that_are_not_as_long_as_said(planted: Planted) -> None:
     place, event = planted.find(ev.SegmentsMade)
     planted.change(place, figures=event.figures | {"load_1": 7.0})
@@ -411,6 +425,9 @@ def test_collected_states_out_of_order_or_signed_as_another(planted: Planted) ->
     assert says(report, "experts", "the state at step 1 is signed as another")
     planted.change(place, step=3)
     assert says(planted.audit(), "experts", "step 2 was collected after step 3")
+    planted.events[place : place + 2] = []
+    planted.collect(place + 1, 1, 0, event.node_id)
+    assert says(planted.audit(), "experts", "weights were collected after it was done")
 
 
 @pytest.mark.parametrize("init", ["fresh", "seed"])

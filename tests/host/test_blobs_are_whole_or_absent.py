@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from smalltalk_fed.errors import DamagedBlob, Refused, WorldError
+from smalltalk_fed.host import blobs as blobs_module
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.uploads import PART_KEPT_S
 
@@ -129,3 +130,22 @@ def test_a_full_disk_is_one_clear_sentence_and_nothing_counts(tmp_path: Path) ->
         upload.write(DATA[:100])
     upload.pause()  # as the server does whatever happened
     assert not blobs.has(DIGEST)
+
+
+def test_two_processes_that_write_the_same_blob_do_not_share_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed coordinator's worker lives on for a moment, beside the new one's."""
+    orphan, worker = BlobStore(tmp_path / "blobs"), BlobStore(tmp_path / "blobs")
+    sync, begun = blobs_module.sync, []
+
+    def meanwhile(path: Path) -> None:
+        if path.is_file() and not begun:
+            begun.append(path)
+            worker.put("share", DATA)
+            assert path.read_bytes() == DATA
+        sync(path)
+
+    monkeypatch.setattr(blobs_module, "sync", meanwhile)
+    assert orphan.put("share", DATA).digest == DIGEST
+    assert worker.get(DIGEST) == DATA

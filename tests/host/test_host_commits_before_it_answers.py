@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from support.hosts import enter, open_host, run
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.events import Event, RoundAssigned
 from smalltalk_fed.core.units import BlobRef, Result
-from smalltalk_fed.errors import PeerError, WorldError
+from smalltalk_fed.errors import OurError, PeerError, WorldError
 from smalltalk_fed.host.clock import ManualClock
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.host.journal import Journal
@@ -126,6 +128,22 @@ def test_a_journal_that_fails_stops_the_host_and_answers_nobody(tmp_path: Path) 
         with pytest.raises(WorldError, match="stopping"):
             await host.ask(msg.MakeInvite(SECRET, host.clock.now() + 60))
         with pytest.raises(WorldError, match="disk full"):
+            await host.wait_stopped()
+
+    run(work)
+
+
+def test_a_bug_in_a_job_stops_the_host_instead_of_letting_everybody_wait(tmp_path: Path) -> None:
+    class Buggy(ThreadPoolExecutor):
+        def submit(self, *arguments: object, **named: object) -> Future[Any]:
+            return super().submit({}.__getitem__, "no such thing")
+
+    async def work() -> None:
+        host = open_host(tmp_path, executor=Buggy())
+        host.start()
+        with pytest.raises(WorldError, match="stopping"):
+            await host.ask(msg.Exchange(await enter(host), 1))
+        with pytest.raises(OurError, match="assign/1 failed"):
             await host.wait_stopped()
 
     run(work)
