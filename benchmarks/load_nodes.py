@@ -22,6 +22,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as the node's program does; before grpc
+
 import grpc
 import numpy as np
 

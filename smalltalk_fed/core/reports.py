@@ -119,7 +119,7 @@ class Reports:
         lease = self._leases.by_node.get(node_id)
         if lease and lease.key == key:
             self._dispatch.release(lease)
-        if self._state.is_finished(key):
+        if self._state.is_finished(key) or not self._state.in_phase(key):
             return ""
         return self.failed(failure.unit_id, node_id, failure.reason[:MAX_REASON])
 

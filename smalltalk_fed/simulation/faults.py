@@ -143,6 +143,14 @@ class OperatorPauses:
     for_s: float
 
 
+@dataclass(frozen=True)
+class OperatorRevokes:
+    """The operator shuts a node out for good."""
+
+    node: int
+    at_s: float
+
+
 Fault = (
     CoordinatorCrash
     | CoordinatorReboot
@@ -155,6 +163,7 @@ Fault = (
     | BadBlock
     | BlobDamage
     | OperatorPauses
+    | OperatorRevokes
 )
 FOREVER_S = float("inf")
 

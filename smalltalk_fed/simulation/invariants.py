@@ -71,6 +71,7 @@ class Watch:
         self._named: dict[str, None] = {}  # digests that durable events name
         self._enrolled: dict[str, None] = {}
         self._joined: dict[str, None] = {}
+        self._revoked: dict[str, None] = {}
         self._invited: dict[str, None] = {}
         self._started: dict[str, None] = {}
         self._collected: dict[str, int] = {}
@@ -95,7 +96,7 @@ class Watch:
                 at = message.working.unit_id if message.working else ""
                 if self._unit_of.get(message.node_id, "") != at:
                     self._drop(message.node_id)
-            case msg.Leave():
+            case msg.Leave() | msg.Revoke():
                 self._last_said[message.node_id] = conversation
                 self._drop(message.node_id)
 
@@ -154,6 +155,8 @@ class Watch:
                     self._enrolled[event.node_id] = None
                 case ev.NodeJoined():
                     self._joined[event.node_id] = None
+                case ev.NodeRevoked():
+                    self._revoked[event.node_id] = None
                 case ev.InviteMade():
                     self._invited[event.secret_sha256] = None
                 case ev.PhaseChanged():
@@ -215,7 +218,7 @@ class Watch:
             self._acknowledged_steps[unit_id] = order.collected
         if order.stop:
             over = Phase.FINISHED.value in self._phases or Phase.FAILED.value in self._phases
-            self._need(over, "the run is over")
+            self._need(over or node_id in self._revoked, "there is no more work for it")
             return
         if order.unit is not None:
             for ref in order.unit.inputs:

@@ -15,7 +15,7 @@ from typing import Literal
 from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.units import Unit, UnitKind
-from smalltalk_fed.simulation.faults import Fault, draw_plan, draw_reboots
+from smalltalk_fed.simulation.faults import Fault, OperatorRevokes, draw_plan, draw_reboots
 from smalltalk_fed.simulation.world import DAY_S, World
 
 Policy = Literal["chosen", "paper"]
@@ -236,6 +236,10 @@ def under_faults(
         lease_s=lease_s,
         may_leave=may_leave,
     )
+    late = World(seed).stream("revocation")
+    if may_leave and late.random() < 0.2:
+        at_s = late.uniform(0.0, (2 * rounds + 12) * unit_s)
+        plan = (*plan, OperatorRevokes(late.randrange(drawn_nodes), at_s))
     experts = experts or drawn_experts
     chunk = 20 * experts + 3
     config = parse_config(

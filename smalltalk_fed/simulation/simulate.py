@@ -28,6 +28,7 @@ from smalltalk_fed.simulation.faults import (
     NodeLeaves,
     NodeSleeps,
     OperatorPauses,
+    OperatorRevokes,
     Partition,
     SlowDisk,
     UnitFails,
@@ -157,9 +158,16 @@ class Simulation:
                 world.at(START_S + fault.at_s, self._set_disk, fault.commit_s)
                 end = START_S + fault.at_s + fault.for_s
                 world.at(end, self._set_disk, self.scenario.commit_s)
+            case OperatorRevokes():
+                for machine in self._machines((fault.node,)):
+                    world.at(START_S + fault.at_s, self._revoke, machine)
             case OperatorPauses():
                 pause, resume = msg.Pause("maintenance"), (msg.Resume(),)
                 world.at(START_S + fault.at_s, self._operate, pause, fault.for_s, resume)
+
+    def _revoke(self, machine: Machine) -> None:
+        if machine.node_id:
+            self._operate(msg.Revoke(machine.node_id, "it was lent to somebody else"))
 
     def _machines(self, numbers: Sequence[int]) -> list[Machine]:
         return [self.machines[number] for number in numbers if number < len(self.machines)]

@@ -256,6 +256,13 @@ def test_a_unit_that_fails_everywhere_fails_the_run_with_its_reason(
     assert a.stopped
 
 
+def test_a_failure_of_another_phase_is_heard_and_changes_nothing(world: World, node: Nodes) -> None:
+    a = node("a")
+    order = a.poll(failed=msg.Failure("train_expert/0", "result refused"))
+    assert order and order.unit and order.unit.unit_id == "router_round/0/1"
+    assert not world.coordinator.leases.failures
+
+
 def test_a_node_that_failed_is_not_tried_while_another_is_here(world: World, node: Nodes) -> None:
     a, b = node("a"), node("b")
     a.poll()

@@ -28,7 +28,7 @@ from smalltalk_fed.host.database import DamagedJournal
 from smalltalk_fed.host.folder import Addresses, RunFolder
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.host.journal import Journal
-from smalltalk_fed.host.recovery import recover
+from smalltalk_fed.host.recovery import recover, take_snapshot
 
 
 @pytest.fixture
@@ -190,6 +190,10 @@ def damage_a_blob(folder: RunFolder) -> None:
 
 
 def damage_the_journal(folder: RunFolder) -> None:
+    """In an event that a restart would not read, since a snapshot covers it."""
+    journal = Journal(folder.journal)
+    journal.keep_snapshot(journal.last_id, take_snapshot(state_of(folder.path)))
+    journal.close()
     database = sqlite3.connect(folder.journal, isolation_level=None)
     database.execute("UPDATE events SET body = replace(body, 'a', 'b') WHERE id = 2")
     database.close()

@@ -92,6 +92,19 @@ def test_no_page_can_be_damaged_without_notice(path: Path, tmp_path: Path, how: 
     assert noticed >= 3
 
 
+def test_a_broken_page_is_noticed_at_the_start_even_if_nobody_would_read_it(path: Path) -> None:
+    """A restart from a snapshot reads no archive; that it is broken is said all the same."""
+    database = sqlite3.connect(path)
+    query = "SELECT rootpage FROM sqlite_master WHERE name = 'archive'"
+    (page,) = database.execute(query).fetchone()
+    database.close()
+    data = bytearray(path.read_bytes())
+    data[(page - 1) * PAGE_BYTES : page * PAGE_BYTES] = bytes(PAGE_BYTES)
+    path.write_bytes(data)
+    with pytest.raises(DamagedJournal, match="restore the newest backup"):
+        Journal(path)
+
+
 def test_a_truncated_file_is_noticed(path: Path, tmp_path: Path) -> None:
     good = path.read_bytes()
     for length in range(PAGE_BYTES, len(good), PAGE_BYTES):
@@ -116,6 +129,10 @@ def test_a_truncated_file_is_noticed(path: Path, tmp_path: Path) -> None:
         (["DELETE FROM events"], "event 120 was committed and is not there"),
         (["DELETE FROM head"], "which event is the last"),
         (["UPDATE head SET last_id = 119"], "event 119 was committed and is not there"),
+        (
+            ["UPDATE head SET last_id = 119, chain = (SELECT chain FROM events WHERE id = 119)"],
+            "its events end with 120 instead of 119",
+        ),
         (
             [
                 "UPDATE events SET id = 1000 WHERE id = 95",
@@ -221,6 +238,19 @@ def test_damage_in_old_events_stops_compaction_and_moves_nothing(path: Path) -> 
     database = sqlite3.connect(path)
     assert database.execute("SELECT COUNT(*) FROM events").fetchone() == (160,)
     database.close()
+
+
+def test_one_snapshot_alone_is_not_leant_on(path: Path) -> None:
+    """The events that the newest snapshot covers stay until there is a second one behind it."""
+    change(path, "DELETE FROM snapshots")
+    journal = Journal(path)
+    journal.append(EVENTS)
+    journal.keep_snapshot(240, STATE)
+    assert journal.compact() == 0
+    journal.keep_snapshot(200, STATE)
+    assert journal.compact() == 120
+    assert list(journal.events()) == EVENTS * 2
+    journal.close()
 
 
 def test_compaction_keeps_the_file_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
