@@ -299,6 +299,12 @@ def test_segments_that_are_not_what_the_slices_said(planted: Planted) -> None:
     assert says(planted.audit(), "segments", ", shard/1 said ")
 
 
+def test_a_slice_whose_list_is_damaged(planted: Planted) -> None:
+    _, event = planted.find(ev.UnitAccepted, unit_id="shard/0")
+    planted.blobs.path(event.outputs[0].digest).write_bytes(b"damaged")
+    assert says(audit(planted.folder), "segments", "shard/0: its list can't be used")
+
+
 def test_segments_that_came_too_early_or_again(planted: Planted) -> None:
     place, event = planted.find(ev.SegmentsMade)
     planted.events.insert(place + 1, event)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import subprocess
@@ -113,6 +114,7 @@ class Coordinator:
 
 def zygote(control: socket.socket) -> None:
     """Fork a coordinator for every order that comes, until nobody orders any more."""
+    gc.disable()  # nothing lives long, and what is looked at is copied
     while True:
         order, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
         if not order:
