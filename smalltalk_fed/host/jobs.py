@@ -38,14 +38,19 @@ def capacity(manifest: RunManifest, sequences: int, weights: Sequence[float] = (
     """Sequences that each expert gets of `sequences`, int64 [E] (method.md, section 2).
 
     `weights` are the experts' where the run takes them from measured speeds; equal while
-    there are none.
+    there are none. However small its weight, an expert gets one sequence if there are enough:
+    a router can't train on none.
     """
     configured = manifest.config.assignment.capacity
     if isinstance(configured, list):
-        return weighted_capacity(sequences, configured)
-    if configured == "throughput" and len(weights):
-        return weighted_capacity(sequences, weights)
-    return equal_capacity(sequences, manifest.experts)
+        weights = configured
+    elif configured == "equal" or not weights:
+        return equal_capacity(sequences, manifest.experts)
+    capacity_E = weighted_capacity(sequences, weights)
+    while sequences >= manifest.experts and not capacity_E.all():
+        capacity_E[np.argmax(capacity_E)] -= 1
+        capacity_E[np.argmin(capacity_E)] += 1
+    return capacity_E
 
 
 def end_with_parent() -> None:

@@ -37,6 +37,13 @@ def test_weights_count_only_where_the_run_asks_for_them(corpus: TokenCorpus) -> 
         assert capacity(run, 40, weights).tolist() == expected
 
 
+def test_however_slow_its_node_a_router_gets_a_sequence(corpus: TokenCorpus) -> None:
+    run = tiny_manifest(corpus, assignment={"capacity": "throughput"})
+    for weights in ((8.0, 0.125), (0.125, 8.0)):
+        assert capacity(run, 3, weights).tolist() in ([2, 1], [1, 2])
+    assert capacity(run, 1, (8.0, 0.125)).tolist() == [1, 0]  # there is only one
+
+
 def test_a_chunk_is_divided_by_them(manifest: RunManifest, tmp_path: Path) -> None:
     done = run_job(manifest, AssignJob("assign/1", 1, weights=WEIGHTS), tmp_path)
     assert isinstance(done, JobFinished)
