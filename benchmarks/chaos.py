@@ -76,7 +76,9 @@ def measure(
     own = {"run.experts": arguments.nodes, "run.nodes_to_start": arguments.nodes}
     measured = Measured()
     with processes() as children:
-        world = World(folder, corpus, SETTINGS | own, steps, children, arguments)
+        world = World(
+            folder, corpus, SETTINGS | own, steps, children, [arguments.cores] * arguments.nodes
+        )
         try:
             nodes = range(world.nodes)
             world.wait(lambda: all(world.at_work(node) for node in nodes), "all nodes to train")

@@ -7,7 +7,6 @@ holds bytes and loses none (each node dials a proxy of its own).
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -164,10 +163,11 @@ class World:
         settings: dict[str, object],
         steps: int,
         children: dict[str, subprocess.Popen[bytes]],
-        arguments: argparse.Namespace,
+        cores: Sequence[float],
     ) -> None:
+        """`cores`: each node's share of a core."""
         self.folder, self.corpus, self.children = folder, corpus, children
-        self.run, self.nodes, self.steps = folder / "run", arguments.nodes, steps
+        self.run, self.nodes, self.steps = folder / "run", len(cores), steps
         settings = {**settings, "expert.steps": steps}
         ports = [free_port(), free_port()]
         sets = [
@@ -180,7 +180,7 @@ class World:
         good("smalltalk_coordinator.cli", "init", self.run, "--corpus", corpus, *addresses, *sets)
         self.lines = Lines(self.nodes, ports[0])
         self.shares = [
-            Share(f"chaos-{os.getpid()}-{node}", arguments.cores) for node in range(self.nodes)
+            Share(f"smalltalk-{os.getpid()}-{node}", share) for node, share in enumerate(cores)
         ]
         token = good("smalltalk_coordinator.cli", "invite", self.run, "--uses", self.nodes)
         self.serve()
@@ -241,8 +241,8 @@ class World:
     def checkpointed(self, node: int) -> dict[int, float]:
         """Steps of each expert in a node's newest checkpoint of it."""
         found: dict[int, float] = {}
-        for folder in (self.folder / str(node) / "work").glob("*/train_expert-*/step-*"):
-            expert = int(folder.parent.name.rpartition("-")[2])
+        for folder in (self.folder / str(node) / "work").glob("*/train_expert-*/*/step-*"):
+            expert = int(folder.parent.parent.name.rpartition("-")[2])
             found[expert] = max(found.get(expert, 0.0), int(folder.name.partition("-")[2]))
         return found
 
