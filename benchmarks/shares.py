@@ -23,6 +23,7 @@ from chaos_world import World, good, processes
 CORES = (0.6, 0.2)
 STEPS = 1200
 ROUNDS = 4
+CHUNK_SEQUENCES = 4096  # rounds of seconds: speeds measured over less are rough
 
 
 def measure(folder: Path, corpus: Path, capacity: str, seed: int) -> dict[str, object]:
@@ -34,6 +35,7 @@ def measure(folder: Path, corpus: Path, capacity: str, seed: int) -> dict[str, o
         "run.seed": seed,
         "run.spare_copies": 0,
         "router.rounds": ROUNDS,
+        "router.chunk_sequences": CHUNK_SEQUENCES,
         "assignment.capacity": capacity,
     }
     with processes() as children:
