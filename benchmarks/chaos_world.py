@@ -255,6 +255,8 @@ class World:
             here = self.checkpointed(node)
             if work is not None:
                 here[work[0]] = work[1] * self.steps
+            for kept in (self.folder / str(node) / "experts").glob("*/*/model.safetensors"):
+                here[int(kept.parent.name)] = self.steps  # finished: its checkpoints are gone
             for expert, done in here.items():
                 found[expert] = max(found.get(expert, 0.0), done)
         return sum(found.values())
