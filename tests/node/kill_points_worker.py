@@ -53,7 +53,8 @@ class Points:
         if event not in EVENTS or not str(arguments[0]).startswith(self._folder):
             return
         if event != "open" or int(str(arguments[2])) & (os.O_WRONLY | os.O_RDWR):
-            self.at(f"{event} {str(arguments[0]).removeprefix(self._folder)}")
+            place = str(arguments[0]).removeprefix(self._folder).lstrip("/")
+            self.at(f"{event} {place}")
 
     def at(self, name: str) -> bool:
         """A point; False, so that it can be asked whether to stop."""

@@ -31,13 +31,13 @@ def test_a_node_that_is_killed_anywhere_ends_with_the_bytes_of_one_that_was_not(
     names = found["points"]
     assert names.count("step") == 3
     for part in (
-        "os.mkdir /work/run-1/train_expert-0/checkpoints/.step-0000000003.part",
-        "open /work/run-1/train_expert-0/checkpoints/.step-0000000003.part/state.json",
-        "os.rename /work/run-1/train_expert-0/checkpoints/.step-0000000003.part",
-        "os.rename /work/run-1/train_expert-0/.lineage.json.part",
-        "os.rename /work/run-1/train_expert-0/.state-0000000002.safetensors.part",
-        "os.rename /work/run-1/train_expert-0/.model.safetensors.part",
-        "os.rename /work/run-1/train_expert-0/model.safetensors",
+        "os.mkdir work/run-1/train_expert-0/checkpoints/.step-0000000003.part",
+        "open work/run-1/train_expert-0/checkpoints/.step-0000000003.part/state.json",
+        "os.rename work/run-1/train_expert-0/checkpoints/.step-0000000003.part",
+        "os.rename work/run-1/train_expert-0/.lineage.json.part",
+        "os.rename work/run-1/train_expert-0/.state-0000000002.safetensors.part",
+        "os.rename work/run-1/train_expert-0/.model.safetensors.part",
+        "os.rename work/run-1/train_expert-0/model.safetensors",
     ):
         assert part in names
     assert found["collected"] > 10
