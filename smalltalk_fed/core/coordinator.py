@@ -17,6 +17,7 @@ from smalltalk_fed.core import admission, handout, retention
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.dispatch import Dispatcher
+from smalltalk_fed.core.doubles import Doubles
 from smalltalk_fed.core.leases import Leases, Presence, Waiting
 from smalltalk_fed.core.outbox import Outbox, Ready
 from smalltalk_fed.core.phases import WORKING, Phase, Trigger, allowed, next_phase
@@ -44,6 +45,7 @@ class Coordinator:
         self.leases = Leases(manifest.config.run.lease_s, frozen_until, now)
         self._now = now
         self._out = Outbox(self.state)
+        self.doubles = Doubles(self._out)
         self._dispatch = Dispatcher(self.state, self.leases, self._out)
         self._reports = Reports(self.state, self.leases, self._out, self._dispatch)
         self._job: str | None = None
@@ -124,6 +126,10 @@ class Coordinator:
                 self._out.reply(conversation, answer)
         return self._out.take()
 
+    def noticed(self) -> Ready:
+        """After `handle` raised: what was noticed of the sender, for the log; never events."""
+        return self._out.take()
+
     def job_done(self, outcome: msg.JobFinished | msg.JobFailed, now: float) -> Ready:
         """Take the result of a job in; one that is not waited for is ignored."""
         if outcome.job_id != self._job:
@@ -172,12 +178,13 @@ class Coordinator:
         node = admission.check_join(self.state, message)
         presence = self.leases.present.get(message.node_id)
         if presence and message.incarnation < presence.incarnation:
-            raise Refused(f"a newer process of node {node.node_id} is running")
+            raise self.doubles.older(node.node_id, now, joins=True)
         if not node.signing_key:
             self._out.emit(ev.NodeJoined(now, node.node_id, message.signing_key.hex()))
         if presence is None or presence.incarnation != message.incarnation:
             known = presence.tokens_per_s if presence else 0.0
             self.leases.changes += 1
+            self.doubles.newer(node.node_id)
             self.leases.present[node.node_id] = Presence(
                 node.node_id,
                 message.incarnation,
@@ -191,7 +198,7 @@ class Coordinator:
 
     def _exchange(self, message: msg.Exchange, conversation: int, now: float) -> None:
         node_id, state = message.node_id, self.state
-        presence = self._presence(node_id, message.incarnation)
+        presence = self._presence(node_id, message.incarnation, now)
         check_exchange(state, message)
         # From here on nothing raises.
         self.leases.heard(presence, now)
@@ -217,20 +224,12 @@ class Coordinator:
             self._out.reply(conversation, order)
         else:
             until = now + state.manifest.config.run.poll_s
-            self.leases.hold(
-                Waiting(
-                    conversation,
-                    node_id,
-                    message.incarnation,
-                    until,
-                    heard.accepted,
-                    heard.cancel,
-                )
-            )
+            number, said = message.incarnation, (heard.accepted, heard.cancel)
+            self.leases.hold(Waiting(conversation, node_id, number, until, *said))
         self._advance(now)
 
     def _leave(self, message: msg.Leave, conversation: int, now: float) -> None:
-        presence = self._presence(message.node_id, message.incarnation)
+        presence = self._presence(message.node_id, message.incarnation, now)
         self.leases.heard(presence, now)
         presence.gone = True
         released = self._dispatch.release_node(message.node_id)
@@ -280,12 +279,14 @@ class Coordinator:
         self._dispatch.release_node(node_id)
         waiting = self.leases.waiting.get(node_id)
         if waiting:
-            self._dispatch.answer(waiting, "this node was revoked", stop=True, failed=True)
+            why = f"node {node_id} was shut out: {self.state.nodes[node_id].revoked}"
+            self._dispatch.answer(waiting, why, stop=True, failed=True)
         self.leases.present.pop(node_id, None)
+        self.doubles.forget(node_id)
         self.leases.changes += 1
         self._dispatch.offer(now)
 
-    def _presence(self, node_id: str, incarnation: int) -> Presence:
+    def _presence(self, node_id: str, incarnation: int, now: float) -> Presence:
         admission.known(self.state, node_id)
         presence = self.leases.present.get(node_id)
         if presence is None:
@@ -293,7 +294,7 @@ class Coordinator:
                 f"node {node_id} has not joined since the coordinator started; join again"
             )
         if incarnation < presence.incarnation:
-            raise Refused(f"a newer process of node {node_id} is running")
+            raise self.doubles.older(node_id, now)
         if incarnation > presence.incarnation:
             raise Refused(f"this process of node {node_id} has not joined yet; join first")
         return presence

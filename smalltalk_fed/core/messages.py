@@ -307,3 +307,4 @@ class Decision:
 
     what: str
     reason: str
+    warning: bool = False  # somebody should look

@@ -41,6 +41,7 @@ def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
                 "name": invite.name,
                 "uses": invite.uses,
                 "used": len(invite.used_by),
+                "used_by": list(invite.used_by),
                 "expires_at": invite.expires_at,
                 "cancelled": invite.cancelled,
             }
@@ -86,6 +87,7 @@ def _node(coordinator: Coordinator, node_id: str, now: float) -> dict[str, Any]:
         "node_id": node_id,
         "name": node.name,
         "revoked": node.revoked or None,
+        "two_places": coordinator.doubles.seen_at.get(node_id),
         "present": bool(presence and not presence.gone and not silent),
         "seen_s_ago": seen_s_ago,
         "device": presence.capabilities.device if presence else "",
