@@ -1,7 +1,7 @@
 """Serving a run folder: two gRPC ports around one `Host`, until a signal or an error.
 
-The nodes' port asks for a certificate of the run's authority, the enrolment port does not.
-Server certificates are issued anew at every start, for the addresses in `addresses.json`.
+The nodes' port asks for a certificate of the run's authority, the enrolment port does not. Where
+the ports are is the part of `listening`, what they show that of `server_certificate`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import grpc
 
 from smalltalk_coordinator.admin_service import AdminService
 from smalltalk_coordinator.enrolment_service import EnrolmentService
+from smalltalk_coordinator.listening import Listeners, PresentAddresses
 from smalltalk_coordinator.run_service import RunService
+from smalltalk_coordinator.server_certificate import ServerCertificate
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.errors import WorldError
@@ -30,11 +32,9 @@ from smalltalk_fed.host.journal import Journal
 from smalltalk_fed.host.status import process_cost, run_status
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger
-from smalltalk_fed.wire.certificates import key_to_pem, make_key
 
 log = logging.getLogger("smalltalk.coordinator")
 
-SERVER_CERTIFICATE_DAYS = 90
 LEDGER_FLUSH_S = 5.0
 MESSAGE_BYTES_MAX = 1 << 20
 # Without bandwidth probing and with a small look-ahead, 64 uploads of 8.8 MB at once cost
@@ -82,65 +82,46 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
             "mixture": str(folder.mixture) if folder.mixture.exists() else None,
         }
 
-    servers = _servers(folder, host, ledger, clock.now(), status)
+    listeners = make_listeners(folder, host, ledger, status)
     stopping = asyncio.Event()
     _on_signals(stopping)
     try:
-        for server in servers:
-            await server.start()
+        await listeners.start()
         host.start()
         on_ready()
-        flush = asyncio.create_task(_flush_ledger(host, ledger))
+        background = (_flush_ledger(host, ledger), listeners.watch())
+        aside = [asyncio.create_task(each) for each in background]
         waits = [asyncio.create_task(stopping.wait()), asyncio.create_task(host.wait_stopped())]
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        flush.cancel()
+        for task in aside:
+            task.cancel()
         await host.stop()
         for task in done:
             task.result()  # an error that stopped the host is raised here
     finally:
-        await asyncio.gather(*(server.stop(grace=1.0) for server in servers))
+        await listeners.stop()
         with contextlib.suppress(WorldError):
             host.keep("ledger", ledger.to_json())
         journal.close()
 
 
-def _servers(
-    folder: RunFolder,
-    host: Host,
-    ledger: Ledger,
-    now: float,
-    status: Callable[[], dict[str, Any]],
-) -> list[grpc.aio.Server]:
-    authority = folder.authority()
-    names = {_host(folder.addresses.run), _host(folder.addresses.enrolment)}
-    key = make_key()
-    certificate = authority.issue_server(key, sorted(names), now, SERVER_CERTIFICATE_DAYS)
-    pair = [(key_to_pem(key), certificate)]
-    run = grpc.aio.server(options=OPTIONS)
-    pb_grpc.add_RunServicer_to_server(RunService(host, ledger, folder.signing_key()), run)
-    pb_grpc.add_AdminServicer_to_server(AdminService(host, status), run)
-    mutual = grpc.ssl_server_credentials(pair, authority.certificate_pem, require_client_auth=True)
-    _bind(run, folder.addresses.run, mutual)
-    enrolment = grpc.aio.server(options=OPTIONS)
-    pb_grpc.add_EnrolmentServicer_to_server(EnrolmentService(host, authority), enrolment)
-    _bind(enrolment, folder.addresses.enrolment, grpc.ssl_server_credentials(pair))
-    return [run, enrolment]
+def make_listeners(
+    folder: RunFolder, host: Host, ledger: Ledger, status: Callable[[], dict[str, Any]]
+) -> Listeners:
+    """The run's ports with all services, not opened yet."""
+    authority, addresses = folder.authority(), PresentAddresses(folder)
+    run = RunService(host, ledger, folder.signing_key(), lambda: addresses.value)
+    admin, enrolment = AdminService(host, status), EnrolmentService(host, authority)
 
+    def add_run(server: grpc.aio.Server) -> None:
+        pb_grpc.add_RunServicer_to_server(run, server)
+        pb_grpc.add_AdminServicer_to_server(admin, server)
 
-def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> None:
-    try:
-        bound = server.add_secure_port(address, credentials)
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise WorldError(
-            f"{address} can't be listened on; another program may use the port: stop it, or "
-            "give other addresses with --run-address and --enrol-address"
-        )
+    def add_enrolment(server: grpc.aio.Server) -> None:
+        pb_grpc.add_EnrolmentServicer_to_server(enrolment, server)
 
-
-def _host(address: str) -> str:
-    return address.rpartition(":")[0].strip("[]")
+    certificate = ServerCertificate(authority, addresses.hosts, host.clock)
+    return Listeners(addresses, certificate, OPTIONS, add_run, add_enrolment)
 
 
 def _on_signals(stopping: asyncio.Event) -> None:
@@ -174,4 +155,5 @@ def _assemble(folder: RunFolder, coordinator: Coordinator, blobs: BlobStore) -> 
 
 
 def _log_decision(decision: msg.Decision) -> None:
-    log.info("%s: %s", decision.what, decision.reason)
+    level = logging.WARNING if decision.warning else logging.INFO
+    log.log(level, "%s: %s", decision.what, decision.reason)

@@ -41,8 +41,10 @@ def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
                 "name": invite.name,
                 "uses": invite.uses,
                 "used": len(invite.used_by),
+                "uses_left": invite.uses - len(invite.used_by),
                 "used_by": list(invite.used_by),
                 "expires_at": invite.expires_at,
+                "expired": invite.expires_at <= now,
                 "cancelled": invite.cancelled,
             }
             for invite in state.invites.values()
