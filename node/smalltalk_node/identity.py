@@ -21,6 +21,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from smalltalk_fed.errors import UserError
 from smalltalk_fed.wire import certificates
@@ -29,11 +30,17 @@ from smalltalk_fed.wire.signing import SigningKey
 
 DEFAULT_FOLDER = Path("~/.smalltalk/node")
 NODE_FILE = "node.json"
+ADDRESS_LISTS = ("run_addresses", "enrolment_addresses")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What node.json holds. The last three are empty until the first `run`."""
+    """What node.json holds. All after the addresses is empty until the first `run`.
+
+    `run_address` is where the coordinator answered last, at first the token's; the lists are what
+    it said of itself then. An address that it does not name is the operator's own (a tunnel, a
+    proxy): then nothing else is dialled, and the lists stay as they were.
+    """
 
     node_id: str
     name: str
@@ -42,6 +49,18 @@ class Identity:
     run_id: str = ""
     coordinator_key: str = ""  # Ed25519, hexadecimal; the first one seen, kept from then on
     corpus: str = ""
+    run_addresses: tuple[str, ...] = ()
+    enrolment_addresses: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Where to look for the coordinator, in this order."""
+        return tuple(dict.fromkeys((self.run_address, *self.run_addresses)))
+
+    @property
+    def enrolments(self) -> tuple[str, ...]:
+        """Where to look for its enrolment port, in this order."""
+        return tuple(dict.fromkeys((self.enrolment_address, *self.enrolment_addresses)))
 
 
 class NodeFolder:
@@ -99,7 +118,7 @@ class NodeFolder:
                 "from the run's organiser."
             )
         try:
-            return Identity(**json.loads(read_secret(path, "who this node is")))
+            return _identity(json.loads(read_secret(path, "who this node is")))
         except (ValueError, TypeError):
             raise UserError(f"{path} is damaged; join again in a new folder.") from None
 
@@ -108,10 +127,13 @@ class NodeFolder:
         text = json.dumps(asdict(identity), indent=1, sort_keys=True)
         write_secret(self.path / NODE_FILE, text.encode() + b"\n")
 
-    def remember(self, **changes: str) -> Identity:
+    def remember(self, **changes: str | tuple[str, ...]) -> Identity:
         """Change single fields of node.json."""
-        identity = replace(self.identity(), **changes)
-        self.keep_identity(identity)
+        before = self.identity()
+        fields: dict[str, Any] = dict(changes)
+        identity = replace(before, **fields)
+        if identity != before:
+            self.keep_identity(identity)
         return identity
 
     def next_incarnation(self, now: float) -> int:
@@ -167,3 +189,18 @@ class NodeFolder:
     def file(self, name: str) -> Path:
         """A file of this name inside."""
         return self.path / name
+
+
+def _identity(found: Any) -> Identity:
+    """Raises TypeError when a field is unknown, missing or of another type."""
+    fields = dict(found)
+    for name in ADDRESS_LISTS:
+        if not isinstance(fields.get(name, []), list):
+            raise TypeError(f"{name} is no list")
+        fields[name] = tuple(fields.get(name, []))
+    identity = Identity(**fields)
+    single = [value for name, value in asdict(identity).items() if name not in ADDRESS_LISTS]
+    lists = (*identity.run_addresses, *identity.enrolment_addresses)
+    if not all(isinstance(value, str) for value in (*single, *lists)):
+        raise TypeError("a field is no text")
+    return identity

@@ -21,14 +21,7 @@ from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS, RunManifest
 from smalltalk_fed.config.run import RunSection
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.session import Session, Todo, answer_timeout_s
-from smalltalk_fed.errors import (
-    Malformed,
-    PeerError,
-    Refused,
-    SmalltalkError,
-    TooLarge,
-    WorldError,
-)
+from smalltalk_fed.errors import Malformed, PeerError, Refused, SmalltalkError, TooLarge, WorldError
 from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire.convert import Welcome
@@ -42,6 +35,7 @@ from smalltalk_node.joining import (
     checked_manifest,
     corpus_bytes,
     join_patiently,
+    learn_addresses,
     open_corpus,
 )
 from smalltalk_node.records import NodeStatus, Records
@@ -205,6 +199,7 @@ class Program:
         self._renewal.when_due(self._clock.now())
         welcome = self._join()
         manifest = checked_manifest(welcome, self._identity, self._corpus)
+        self._connection.trust(welcome.coordinator_key, manifest.run_id)
         self._folder.file(MANIFEST_FILE).write_bytes(welcome.manifest)
         self._identity = self._folder.remember(
             run_id=manifest.run_id,
@@ -238,7 +233,9 @@ class Program:
             if self._stopping.wait(wait_s):
                 raise KeyboardInterrupt
 
-        return join_patiently(self._connection, join, wait)
+        welcome = join_patiently(self._connection, join, wait)
+        self._identity = learn_addresses(self._folder, self._connection, welcome)
+        return welcome
 
     # ----------------------------------------------------------------------- work and records
 
