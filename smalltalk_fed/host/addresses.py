@@ -41,11 +41,12 @@ class Addresses:
                 f"{len(runs)} addresses for nodes and {len(enrolments)} for newcomers; give as "
                 "many of the one as of the other."
             )
-        for address in (*runs, *enrolments):
+        every = [*runs, *enrolments]
+        for address in every:
             check_address(address)
-        if len({*runs, *enrolments}) != 2 * len(runs):
-            twice = next(a for a in runs if runs.count(a) > 1 or a in enrolments)
-            raise UserError(f"both ports are {twice}; give different ones.")
+        if len(set(every)) != len(every):
+            twice = next(address for address in every if every.count(address) > 1)
+            raise UserError(f"{twice} is there twice; every port needs an address of its own.")
         if len(runs) > MAX_ADDRESSES:
             raise UserError(f"a run has at most {MAX_ADDRESSES} pairs of addresses.")
         first, *others = zip(runs, enrolments, strict=True)
