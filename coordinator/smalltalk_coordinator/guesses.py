@@ -78,7 +78,7 @@ class Guesses:
 
 def address_of(peer: str) -> str:
     """The address that a caller is counted under, out of gRPC's `ipv4:1.2.3.4:5678`."""
-    kind, _, rest = peer.partition(":")
+    rest = peer.partition(":")[2]
     host = unquote(rest.rpartition(":")[0]).strip("[]").partition("%")[0]
     try:
         number = ipaddress.ip_address(host)

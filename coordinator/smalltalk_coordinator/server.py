@@ -89,8 +89,8 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
         await listeners.start()
         host.start()
         on_ready()
-        background = (_flush_ledger(host, ledger), listeners.watch())
-        aside = [asyncio.create_task(each) for each in background]
+        aside = [asyncio.create_task(_flush_ledger(host, ledger))]
+        aside.append(asyncio.create_task(listeners.watch()))
         waits = [asyncio.create_task(stopping.wait()), asyncio.create_task(host.wait_stopped())]
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for task in aside:

@@ -7,6 +7,7 @@ says on the enrolment port.
 
 from __future__ import annotations
 
+import functools
 import platform
 import shutil
 import time
@@ -61,7 +62,7 @@ def examine(folder: NodeFolder, corpus: Path | None) -> Iterator[Finding]:
         yield from _enrolment_port(folder, address)
     for address in identity.runs:
         only = replace(identity, run_address=address, run_addresses=())
-        yield _guarded("run port", lambda only=only: _run_port(folder, only))
+        yield _guarded("run port", functools.partial(_run_port, folder, only))
 
 
 def _machine_findings(folder: NodeFolder) -> Iterator[Finding]:

@@ -31,7 +31,6 @@ from smalltalk_fed.wire.certificates import CertificateAuthority, key_to_pem, ma
 from smalltalk_fed.wire.secret_files import OTHERS_WRITE, private_folder, write_secret
 from smalltalk_fed.wire.signing import SigningKey
 
-
 ADDRESSES_FILE = "addresses.json"
 
 

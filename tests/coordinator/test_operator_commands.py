@@ -150,8 +150,11 @@ def test_an_operators_key_that_others_can_read_is_refused(
         (("invite", "RUN", "--cancel", "ab"), 3, "fits 0 invitations"),
         (("addresses", "RUN", "--add", "a:1"), 2, "HOST:PORT/HOST:PORT"),
         (("addresses", "RUN", "--remove", "a:1/a:2"), 2, "not an address of this run"),
-        (("init", "NEW", "--corpus", "CORPUS", "--run-address", "a:1", "--run-address", "b:1"), 2,
-         "as many of the one"),
+        (
+            ("init", "NEW", "--corpus", "CORPUS", "--run-address", "a:1", "--run-address", "b:1"),
+            2,
+            "as many of the one",
+        ),
         (("export", "RUN", "--assignments", "a.npz"), 2, "has not begun"),
     ],
 )

@@ -21,6 +21,8 @@ from smalltalk_fed.wire.certificates import (
 )
 
 OLD = ssl.TLSVersion.TLSv1_1
+# Python warns of the versions that must be refused here.
+pytestmark = pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 
 
 @pytest.fixture
@@ -54,9 +56,7 @@ def test_who_offers_all_versions_gets_the_newest(
             assert connection.selected_alpn_protocol() == "h2"
 
 
-def test_nothing_below_tls_1_2_is_accepted(
-    served: ServedRun, guest: Guest, tmp_path: Path
-) -> None:
+def test_nothing_below_tls_1_2_is_accepted(served: ServedRun, guest: Guest, tmp_path: Path) -> None:
     context = client(served, guest, tmp_path)
     context.maximum_version = OLD
     for address in addresses(served):

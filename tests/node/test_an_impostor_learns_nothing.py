@@ -24,6 +24,7 @@ from smalltalk_fed.errors import SmalltalkError, Unauthenticated
 from smalltalk_fed.wire.certificates import CertificateAuthority, key_to_pem, make_key
 
 SECRET = b"0123456789abcdef"
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # of HTTP/2, empty: a client waits for it before it asks
 
 
 class Impostor:
@@ -39,6 +40,7 @@ class Impostor:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.raw = b""
         self.understood = b""
+        self.hangs_up = False
         self.hung_up = threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -56,7 +58,7 @@ class Impostor:
     def _hear(self, connection: socket.socket) -> None:
         came, leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
         spoken = self._context.wrap_bio(came, leaving, server_side=True)
-        act: Callable[[], None] = spoken.do_handshake
+        act = self._greet(spoken)
         try:
             while data := connection.recv(65536):
                 self.raw += data
@@ -72,12 +74,21 @@ class Impostor:
         except OSError:  # hung up, or our handshake was refused
             pass
 
+    def _greet(self, spoken: ssl.SSLObject) -> Callable[[], None]:
+        def greet() -> None:
+            spoken.do_handshake()
+            spoken.write(SETTINGS)
+
+        return greet
+
     def _read(self, spoken: ssl.SSLObject) -> Callable[[], None]:
         def read() -> None:
             data = spoken.read(65536)
             if not data:
                 raise OSError
             self.understood += data
+            if self.hangs_up and SECRET in self.understood:
+                raise OSError
 
         return read
 
@@ -92,9 +103,7 @@ def impostor(tmp_path: Path) -> Iterator[Impostor]:
     made.close()
 
 
-def test_join_tells_an_impostor_nothing(
-    served: Served, impostor: Impostor, tmp_path: Path
-) -> None:
+def test_join_tells_an_impostor_nothing(served: Served, impostor: Impostor, tmp_path: Path) -> None:
     token = replace(served.token(SECRET), enrolment_address=impostor.address)
     folder = NodeFolder.open(tmp_path / "node")
     with pytest.raises(Unauthenticated) as refused:
@@ -112,10 +121,10 @@ def test_join_tells_an_impostor_nothing(
 def test_the_listener_would_have_heard_it(served: Served, tmp_path: Path) -> None:
     """The control: with the run's own authority the node says everything."""
     listener = Impostor(tmp_path, served.loopback.authority)
+    listener.hangs_up = True
     token = replace(served.token(SECRET), enrolment_address=listener.address)
-    with pytest.raises(SmalltalkError):  # it is no gRPC server
-        thread = threading.Timer(3.0, listener.close)
-        thread.start()
+    with pytest.raises(SmalltalkError):  # it understands no gRPC, and hangs up
         enrol(NodeFolder.open(tmp_path / "node"), token, "box")
+    listener.close()
     assert SECRET in listener.understood
     assert SECRET not in listener.raw

@@ -220,9 +220,7 @@ def tls(address: str, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
 
 
 @contextlib.contextmanager
-def served_run(
-    folder: RunFolder, clock: ManualClock | None = None
-) -> Iterator[ServedRun]:
+def served_run(folder: RunFolder, clock: ManualClock | None = None) -> Iterator[ServedRun]:
     """Serve until the end."""
     run = ServedRun(folder, clock or ManualClock(time.time()))
     try:
