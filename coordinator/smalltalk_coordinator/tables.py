@@ -44,6 +44,12 @@ def render(status: Status) -> RenderableType:
     if not status.get("serving", True):
         head.append("no coordinator is serving this run now\n", style="yellow")
     parts: list[RenderableType] = [head]
+    for node in status["nodes"]:
+        if node["two_places"]:
+            head.append(
+                f"{node['node_id']} is in two places: unless its operator knows of both, ", "red"
+            )
+            head.append("its key was copied; revoke it\n", "red")
     if status["nodes"]:
         parts.append(_nodes(status["nodes"]))
     else:
@@ -78,10 +84,6 @@ def _nodes(nodes: list[Status]) -> Table:
 
 
 def _state(node: Status) -> str:
-    return _presence(node) + (", in two places" if node["two_places"] else "")
-
-
-def _presence(node: Status) -> str:
     if node["revoked"]:
         return "revoked"
     if node["present"]:

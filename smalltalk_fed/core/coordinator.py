@@ -176,6 +176,7 @@ class Coordinator:
 
     def _join(self, message: msg.Join, conversation: int, now: float) -> None:
         node = admission.check_join(self.state, message)
+        self.doubles.check_key(node, message.signing_key, now)
         presence = self.leases.present.get(message.node_id)
         if presence and message.incarnation < presence.incarnation:
             raise self.doubles.older(node.node_id, now, joins=True)

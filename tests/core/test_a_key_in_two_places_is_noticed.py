@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.core_world import FakeNode, World
+from support.core_world import CORPUS, FakeNode, World
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.doubles import LATE_MESSAGES, TOLD_EVERY_S
@@ -127,3 +127,19 @@ def test_a_node_that_is_shut_out_is_forgotten_and_told_the_reason_of_that(
     assert two_places(world) is None
     with pytest.raises(Forbidden, match="copied"):
         older.join()
+
+
+def test_a_process_with_another_signing_key_is_refused_and_reported(
+    world: World, node: Nodes
+) -> None:
+    """Such as a copy of a folder from before its first run, or half of a stolen one."""
+    a = node("a")
+    events = list(world.journal)
+    join = msg.Join(a.node_id, 2, 1, b"k" * 32, msg.Capabilities(corpus_digest=CORPUS))
+    with pytest.raises(Refused, match="registered with another signing key"):
+        world.ask(join)
+    assert two_places(world) == world.now
+    assert len(reports(world)) == 1
+    assert world.journal == events
+    a.poll()  # the one that was there first goes on
+    assert a.unit

@@ -35,9 +35,9 @@ def long_run(deploy: Deploy) -> Deployment:
 def test_a_copied_node_folder_is_noticed_and_both_sides_are_told(long_run: Deployment) -> None:
     run = long_run
     run.join("box")
-    shutil.copytree(run.folder / "box", run.folder / "stolen")
     run.node("box")
     wait_for(lambda: node_of(run.status(), "box")["present"], "the node to join")
+    shutil.copytree(run.folder / "box", run.folder / "stolen")
     run.node("stolen")
     older = run.children.pop("box")
     assert older.wait(60) == REFUSED
@@ -53,6 +53,7 @@ def test_a_copied_node_folder_is_noticed_and_both_sides_are_told(long_run: Deplo
     assert "in two places" in good("smalltalk-coordinator", "status", run.run)
 
 
+@pytest.mark.slow
 def test_a_revoked_node_ends_with_the_reason_and_its_work_goes_on_elsewhere(
     long_run: Deployment,
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_revoked_node_ends_with_the_reason_and_its_work_goes_on_elsewhere(
     assert last_line(run, "a").endswith("was shut out: it lies")
 
 
+@pytest.mark.slow
 def test_a_coordinator_gets_another_address_and_loses_the_first(long_run: Deployment) -> None:
     run = long_run
     run.join("a")
