@@ -3,7 +3,9 @@
 Rules: key and certificate are new at every start. gRPC asks at every handshake whether there
 are newer ones, so a certificate that comes near its end, or a coordinator that got another
 address, needs no restart: connections that stand go on, the next ones see the new certificate.
-Nodes trust the run's authority and the fixed server name, so nothing changes for them.
+Nodes trust the run's authority and the fixed server name, so nothing changes for them. gRPC asks
+from its own threads: a process that forks meanwhile can hang, so the coordinator's worker process
+is spawned (Python does that by vfork), and nothing else of it forks.
 """
 
 from __future__ import annotations

@@ -46,10 +46,8 @@ def render(status: Status) -> RenderableType:
     parts: list[RenderableType] = [head]
     for node in status["nodes"]:
         if node["two_places"]:
-            head.append(
-                f"{node['node_id']} is in two places: unless its operator knows of both, ", "red"
-            )
-            head.append("its key was copied; revoke it\n", "red")
+            where = f"{node['node_id']} is in two places"
+            head.append(f"{where}; unless its operator knows of both, revoke it\n", style="red")
     if status["nodes"]:
         parts.append(_nodes(status["nodes"]))
     else:
