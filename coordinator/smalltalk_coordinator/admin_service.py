@@ -57,6 +57,13 @@ class AdminService(pb_grpc.AdminServicer):
         return await self._do(context, convert_admin.revoke_from_proto, request)
 
     @served
+    async def Readmit(  # noqa: N802
+        self, request: pb.ReadmitRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AdminReply:
+        """Let a quarantined node work again."""
+        return await self._do(context, convert_admin.readmit_from_proto, request)
+
+    @served
     async def Pause(  # noqa: N802
         self, request: pb.PauseRequest, context: grpc.aio.ServicerContext
     ) -> pb.AdminReply:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import grpc
 
@@ -24,8 +24,7 @@ log = logging.getLogger("smalltalk.coordinator")
 LOOK_EVERY_S = 2.0
 GRACE_S = 1.0
 
-Adds = Callable[[grpc.aio.Server], None]  # registers services with a server
-Options = Sequence[tuple[str, int]]
+MakesServer = Callable[[], grpc.aio.Server]  # with its services, without a port
 
 
 class PresentAddresses:
@@ -67,12 +66,11 @@ class Listeners:
         self,
         addresses: PresentAddresses,
         certificate: ServerCertificate,
-        options: Options,
-        add_run: Adds,
-        add_enrolment: Adds,
+        run_server: MakesServer,
+        enrolment_server: MakesServer,
     ) -> None:
-        self._addresses, self._certificate, self._options = addresses, certificate, options
-        self._services = ((add_run, True), (add_enrolment, False))
+        self._addresses, self._certificate = addresses, certificate
+        self._kinds = ((run_server, True), (enrolment_server, False))
         self._servers: dict[Pair, list[grpc.aio.Server]] = {}
 
     async def start(self) -> None:
@@ -116,10 +114,9 @@ class Listeners:
     async def _open(self, pair: Pair) -> None:
         opened: list[grpc.aio.Server] = []
         try:
-            for address, (add, mutual) in zip(pair, self._services, strict=True):
-                server = grpc.aio.server(options=self._options)
+            for address, (make, mutual) in zip(pair, self._kinds, strict=True):
+                server = make()
                 opened.append(server)
-                add(server)
                 _bind(server, address, self._certificate.credentials(mutual=mutual))
             for server in opened:
                 await server.start()

@@ -22,7 +22,7 @@ from smalltalk_fed.wire.certificates import SERVER_NAME
 from smalltalk_fed.wire.secret_files import read_secret
 
 TIMEOUT_S = 10.0
-Asked = msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Pause | msg.Resume
+Asked = msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Readmit | msg.Pause | msg.Resume
 _BY_HINT = {
     kind.hint: kind
     for kind in (
@@ -75,9 +75,7 @@ class OperatorClient:
         status: dict[str, Any] = json.loads(reply.json)
         return status
 
-    def do(
-        self, message: msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Pause | msg.Resume
-    ) -> str:
+    def do(self, message: Asked) -> str:
         """Ask for something; returns what happened."""
         match message:
             case msg.MakeInvite():
@@ -86,6 +84,8 @@ class OperatorClient:
                 call, request = "CancelInvite", convert_admin.cancel_invite_to_proto(message)
             case msg.Revoke():
                 call, request = "Revoke", convert_admin.revoke_to_proto(message)
+            case msg.Readmit():
+                call, request = "Readmit", convert_admin.readmit_to_proto(message)
             case msg.Pause():
                 call, request = "Pause", convert_admin.pause_to_proto(message)
             case msg.Resume():

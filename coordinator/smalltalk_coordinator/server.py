@@ -113,15 +113,19 @@ def make_listeners(
     run = RunService(host, ledger, folder.signing_key(), lambda: addresses.value)
     admin, enrolment = AdminService(host, status), EnrolmentService(host, authority)
 
-    def add_run(server: grpc.aio.Server) -> None:
+    def run_server() -> grpc.aio.Server:
+        server = grpc.aio.server(options=OPTIONS)
         pb_grpc.add_RunServicer_to_server(run, server)
         pb_grpc.add_AdminServicer_to_server(admin, server)
+        return server
 
-    def add_enrolment(server: grpc.aio.Server) -> None:
+    def enrolment_server() -> grpc.aio.Server:
+        server = grpc.aio.server(options=OPTIONS)
         pb_grpc.add_EnrolmentServicer_to_server(enrolment, server)
+        return server
 
     certificate = ServerCertificate(authority, addresses.hosts, host.clock)
-    return Listeners(addresses, certificate, OPTIONS, add_run, add_enrolment)
+    return Listeners(addresses, certificate, run_server, enrolment_server)
 
 
 def _on_signals(stopping: asyncio.Event) -> None:
