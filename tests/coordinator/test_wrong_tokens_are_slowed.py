@@ -118,3 +118,5 @@ def test_over_the_enrolment_port_it_is_said_and_logged_and_passes(
     assert logged[-1].startswith(f"wrong token from 127.0.0.1 ({FREE_TRIES + 1} of late): ")
     served.clock.advance(1.0)
     assert enrol(served, right).startswith("n-")
+    for _ in range(2):  # the mistakes are forgiven
+        assert "not made by this run" in enrol(served, new_secret())

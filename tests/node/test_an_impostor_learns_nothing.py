@@ -123,8 +123,11 @@ def test_the_listener_would_have_heard_it(served: Served, tmp_path: Path) -> Non
     listener = Impostor(tmp_path, served.loopback.authority)
     listener.hangs_up = True
     token = replace(served.token(SECRET), enrolment_address=listener.address)
+    folder = NodeFolder.open(tmp_path / "node")
     with pytest.raises(SmalltalkError):  # it understands no gRPC, and hangs up
-        enrol(NodeFolder.open(tmp_path / "node"), token, "box")
+        enrol(folder, token, "box")
     listener.close()
     assert SECRET in listener.understood
+    private = folder.key().private_numbers().private_value.to_bytes(32, "big")
+    assert private not in listener.understood  # what it says has no key in it
     assert SECRET not in listener.raw

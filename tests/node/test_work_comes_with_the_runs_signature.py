@@ -37,7 +37,7 @@ def signed(run: str, node: str, more: int, key: SigningKey = KEY) -> Sign:
 )
 def test_work_without_it_ends_the_node_before_anything_is_done(stage: Stage, sign: Sign) -> None:
     unit = stage.unit("router_round/0/1", share=ids())
-    stage.script(msg.Order("do this", unit=unit))
+    stage.script(msg.Order("do this", unit=unit), *[STOP] * 9)
     stage.loopback.behaviour.sign = sign
     program = stage.program()
     with pytest.raises(Unauthenticated, match="the assignment of router_round/0/1 is not signed"):

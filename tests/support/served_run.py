@@ -140,7 +140,14 @@ class ServedRun:
 
     def enrol(self, name: str = "box") -> Guest:
         """Let a new key in, over the enrolment port."""
-        secret, key = new_secret(), make_key()
+        return self._let_in(make_key(), name)
+
+    def enrol_again(self, guest: Guest) -> Guest:
+        """A new invitation for the same key."""
+        return self._let_in(guest.key, "box")
+
+    def _let_in(self, key: PrivateKey, name: str) -> Guest:
+        secret = new_secret()
         self.ask(msg.MakeInvite(secret_sha256(secret), self.clock.now() + 3600))
         with self.enrolment() as stub:
             request = pb.EnrolRequest(
