@@ -93,5 +93,6 @@ def test_two_processes_with_one_key_are_seen_in_the_status_and_the_log(served: S
                 older.Exchange(ask(1), timeout=SOON_S)
         (node,) = served.status()["nodes"]
         assert node["two_places"] == served.clock.now()
+        wait_for(lambda: any(d.warning for d in served.decisions), "the report")
         (warning,) = [d for d in served.decisions if d.warning]
         assert warning.what == f"node {guest.node_id} is in two places"
