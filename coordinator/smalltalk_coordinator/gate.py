@@ -1,8 +1,8 @@
 """How often and how much one caller may ask for: told, slowed, dropped, forgiven.
 
 Rules: a caller (a node by its certificate; on the newcomers' port an address) has a budget of
-calls and of bytes each way, which fills with time and is full again when it gets a unit: work
-is never slowed. Who overdraws is told the limit and how long to wait; who goes on nevertheless
+calls and of bytes each way, which fills with time and is full again when a result of it counts:
+work is never slowed. Who overdraws is told the limit and how long to wait; who goes on nevertheless
 waits for that answer; who goes on after that is not heard for minutes, and then begins anew.
 Bytes are never refused, only paced. Of calls that are under way the oldest gives way: it is
 most likely one whose line broke. What is remembered is bounded. Pure: time is an argument,
@@ -148,7 +148,7 @@ class Gate:
     # ----------------------------------------------------------------------------- the rest
 
     def progress(self, who: str, now: float) -> None:
-        """The caller got a unit, or weights of it were kept: its budgets are full."""
+        """A result of the caller counts, or weights of it are kept: its budgets are full."""
         caller, allowed = self._caller(who, now), self._allowed
         caller.calls = _Budget(allowed.calls_burst, now)
         caller.up = _Budget(allowed.bytes_up, now)

@@ -4,8 +4,8 @@ Fields of messages are bounded in `values`, blobs by the manifest in `core.catal
 how often, how much at once and how much in all: constants where a limit is the same for every
 run, `RunLimits` where it follows from the manifest.
 
-Rules: a node that does its work never meets one, however fast it and its line are: what it
-needs for a unit is allowed at once when the unit is handed out. Whoever exceeds one is told
+Rules: a node that does its work never meets one, however fast it and its line are: what a unit
+needs is allowed at once, and again when its result counts. Whoever exceeds one is told
 its name and number. Enforcing is the coordinator's part (`gate`, `ports`, `uploads`, `loose`).
 """
 
@@ -63,7 +63,7 @@ WAIT_KEY = "smalltalk-wait-ms"  # trailing metadata of a refusal for speed: when
 
 @dataclass(frozen=True)
 class CallLimits:
-    """What one caller may do. Budgets are full at first, and again when it gets a unit."""
+    """What one caller may do. Budgets are full at first, and again when a result counts."""
 
     calls_burst: float
     calls_per_s: float = CALLS_PER_S
@@ -123,12 +123,14 @@ NEWCOMERS = CallLimits(
 
 def unit_bytes_up(manifest: RunManifest) -> int:
     """Bytes of the largest outputs that one unit may bring."""
-    keys = (
+    keys = [
         UnitKey(UnitKind.ROUTER_ROUND, 0, 1),
         UnitKey(UnitKind.SHARD, index=0),
-        UnitKey(UnitKind.TRAIN_SEED),
         UnitKey(UnitKind.TRAIN_EXPERT, 0),
-    )
+        UnitKey(UnitKind.AUDIT, 0, 1),
+    ]
+    if manifest.config.expert.init == "seed":
+        keys.append(UnitKey(UnitKind.TRAIN_SEED))
     return max(
         sum(size_limit(manifest, name) for name in outputs_of(manifest, key)) for key in keys
     )
@@ -140,6 +142,8 @@ def unit_bytes_down(manifest: RunManifest) -> int:
     chunk, all_ids = manifest.config.router.chunk_sequences, manifest.train_sequences
     routing = router + 16 + 8 * chunk
     sharding = manifest.experts * router
-    training = 2 * expert + 16 + 8 * all_ids  # a seed, or the state part-way, and the segment
+    # A seed, the state part-way and the segment; nothing else of an expert ever comes down.
+    travels = manifest.config.expert.collects or manifest.config.expert.init == "seed"
+    training = (2 * expert if travels else 0) + 16 + 8 * all_ids
     return max(routing, sharding, training)
 
