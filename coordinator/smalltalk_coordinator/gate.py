@@ -51,8 +51,9 @@ class _Caller:
     calls: _Budget
     up: _Budget
     down: _Budget
-    refused: int = 0  # since it was calm
-    refused_at: float = -math.inf
+    refused: int = 0  # calls, since all was forgiven
+    strikes: float = 0.0  # refusals, less what time forgave
+    refused_at: float = 0.0
     dropped_until: float = -math.inf
     under_way: dict[str, list[object]] = field(default_factory=dict)  # by method, oldest first
 
@@ -115,24 +116,26 @@ class Gate:
         self._caller(who, now).calls.level -= calls
 
     def _refuse(self, who: str, caller: _Caller, wait_s: float, now: float) -> None:
-        if now - caller.refused_at > limits.CALM_S:
-            caller.refused = 0
+        forgiven = (now - caller.refused_at) / limits.FORGIVE_S
+        if forgiven >= caller.strikes:
+            caller.refused, caller.strikes = 0, forgiven
+        caller.strikes += 1 - forgiven
         caller.refused, caller.refused_at = caller.refused + 1, now
-        allowed, wait_s = self._allowed, max(1.0, wait_s)
+        allowed, wait_s = self._allowed, max(limits.WAIT_S, wait_s)
         what = (
             f"{who} asked more than {allowed.calls_per_s:g} times a second "
             f"(at most {allowed.calls_burst:.0f} times at once)"
         )
-        if caller.refused >= limits.DROP_AFTER:
+        if caller.strikes >= limits.DROP_AFTER:
             caller.dropped_until = now + limits.DROP_S
             caller.calls = _Budget(allowed.calls_burst, caller.dropped_until)
-            caller.refused = 0
+            caller.strikes = 0.0
             reason = f"{what} and went on after {limits.DROP_AFTER} refusals"
             self._on_dropped(who, f"{reason}; it is not heard for {limits.DROP_S:.0f} s")
             raise Overrun(f"{reason}; ask again in {limits.DROP_S:.0f} s", limits.DROP_S,
                           limits.HOLD_S)  # fmt: skip
-        hold_s = limits.HOLD_S if caller.refused > limits.TOLD_MAX else 0.0
-        raise Overrun(f"{what}; ask again in {wait_s:.1f} s", wait_s, hold_s)
+        hold_s = limits.HOLD_S if caller.strikes > limits.TOLD_MAX else 0.0
+        raise Overrun(f"{what}; ask again in {wait_s:.0f} s", wait_s, hold_s)
 
     # ------------------------------------------------------------------------------- bytes
 
@@ -160,7 +163,7 @@ class Gate:
             Excess(who, caller.refused, max(0.0, caller.dropped_until - now))
             for who, caller in self._callers.items()
             if now < caller.dropped_until
-            or (caller.refused and now - caller.refused_at <= limits.CALM_S)
+            or now - caller.refused_at < caller.strikes * limits.FORGIVE_S
         ]
 
     def _caller(self, who: str, now: float) -> _Caller:

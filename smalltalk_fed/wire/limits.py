@@ -37,12 +37,13 @@ CALLS_PER_S = 20.0
 COSTLY_CALL = 10.0  # of Join, Leave and a result, in calls: they are checked, logged or durable
 FAULT_CALLS = 5.0  # what a refused call costs more
 MESSAGE_S = 20.0  # until a call's message is here
+WAIT_S = 10.0  # that a refusal for speed asks for, at the least
 TOLD_MAX = 8  # refusals for speed that are answered at once
 HOLD_S = 2.0  # the next ones are kept waiting so long first
 HELD_MAX = 512  # refusals that wait, of all callers
 DROP_AFTER = 40  # refusals for speed until nothing is heard any more
+FORGIVE_S = 5.0  # one refusal is forgiven in so long
 DROP_S = 300.0  # for so long
-CALM_S = 60.0  # without a refusal, and all is forgiven
 CALLERS_MAX = 65_536  # callers that are remembered; the one heard least recently goes first
 
 # ---------------------------------------------------------------------------------- transfers
