@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import ssl
 import struct
@@ -75,16 +74,18 @@ def closed(connections: Iterable[socket.socket]) -> list[socket.socket]:
     """Those of them that the other end has closed by now; what it said before is thrown away."""
     over = []
     for connection in connections:
-        while select.select([connection], [], [], 0)[0]:
-            try:
-                if not connection.recv(65536):
-                    over.append(connection)
-                    break
-            except (ssl.SSLWantReadError, BlockingIOError):
-                break
-            except OSError:
-                over.append(connection)
-                break
+        timeout_s = connection.gettimeout()
+        try:
+            connection.setblocking(False)
+            while connection.recv(65536):
+                pass
+            over.append(connection)
+        except (ssl.SSLWantReadError, BlockingIOError):
+            pass
+        except OSError:
+            over.append(connection)
+        finally:
+            connection.settimeout(timeout_s)
     return over
 
 
