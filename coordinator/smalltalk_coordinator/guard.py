@@ -66,11 +66,12 @@ class Guard(grpc.aio.ServerInterceptor):
         """To gRPC all requests are streams, so that it reads none before we want it."""
         decode = _strictly(inner.request_deserializer, method)
 
-        async def stream(requests: object, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        async def stream(requests: object, context: grpc.aio.ServicerContext) -> None:
             async with self._admitted(method, context):
-                request = await _message(method, context)
-                async for reply in inner.unary_stream(request, context):
-                    yield reply
+                replies = inner.unary_stream(await _message(method, context), context)
+                async with contextlib.aclosing(replies):
+                    async for reply in replies:
+                        await context.write(reply)
 
         async def unary(requests: object, context: grpc.aio.ServicerContext) -> Any:
             async with self._admitted(method, context):
