@@ -134,9 +134,7 @@ def row(
 
     def within(what: str, part: int) -> list[float]:
         spans = [phase[part] for phase in phases if phase[0] == kind]
-        return [
-            took for at, took in said[what] if any(begin <= at < end for begin, end in spans)
-        ]
+        return [took for at, took in said[what] if any(begin <= at < end for begin, end in spans)]
 
     quiet, flooded = within("exchange", 1), within("exchange", 2)
     quiet_ms, flooded_ms = percentile_ms(quiet, 99), percentile_ms(flooded, 99)

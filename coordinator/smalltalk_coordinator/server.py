@@ -114,8 +114,7 @@ def _servers(
     pair = [(key_to_pem(key), certificate)]
     nodes_max, newcomers_max = connection_caps()
     guards = [
-        Guard(gate, who, host.clock)
-        for gate, who in zip(gates, (name_of, address_of), strict=True)
+        Guard(gate, who, host.clock) for gate, who in zip(gates, (name_of, address_of), strict=True)
     ]
     run = grpc.aio.server(options=node_options(nodes_max), interceptors=guards[:1])
     pb_grpc.add_RunServicer_to_server(RunService(host, ledger, folder.signing_key(), gates[0]), run)

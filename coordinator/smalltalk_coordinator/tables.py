@@ -90,7 +90,9 @@ def _state(node: Status) -> str:
 
 def _refused(refused: Status) -> str:
     if refused["dropped_for_s"]:
-        return f"{refused['caller']} called too often; not heard for {refused['dropped_for_s']:.0f} s"
+        return (
+            f"{refused['caller']} called too often; not heard for {refused['dropped_for_s']:.0f} s"
+        )
     return f"{refused['caller']} calls too often; {refused['refused']} calls refused"
 
 

@@ -68,8 +68,10 @@ class Loose:
         self._sweep(now)
         self._leave_a_reserve(size)
         known = self._notes.get(digest)
-        if known is not None and size <= known.size:
-            return  # it goes on; or a copy of the unit brings the same bytes
+        if known is not None and size <= known.size:  # it goes on; or a copy brings the same
+            if now - known.at < SWEEP_EVERY_S:
+                return
+            node_id, size = known.node_id, known.size  # its time begins anew
         self._remove(digest)
         allowed = self._allowed
         if size > allowed.node_bytes:
@@ -150,7 +152,9 @@ class Loose:
         self._sweep_at = now + SWEEP_EVERY_S
         for digest, note in list(self._notes.items()):
             if now - note.at > self._allowed.kept_s and not self._store.under_way(digest):
-                self._drop(digest, f"no result named it for {self._allowed.kept_s / 86400:.0f} days")
+                self._drop(
+                    digest, f"no result named it for {self._allowed.kept_s / 86400:.0f} days"
+                )
 
     def _drop(self, digest: str, why: str) -> None:
         log.info("upload %s of %s is dropped: %s", digest[:12], self._notes[digest].node_id, why)
@@ -174,8 +178,5 @@ class Loose:
 def named_by(events: Iterable[ev.Event]) -> set[str]:
     """Digests of the blobs that these events name."""
     return {
-        ref.digest
-        for event in events
-        for name in _BLOB_FIELDS
-        for ref in getattr(event, name, ())
+        ref.digest for event in events for name in _BLOB_FIELDS for ref in getattr(event, name, ())
     }

@@ -147,4 +147,3 @@ def unit_bytes_down(manifest: RunManifest) -> int:
     travels = manifest.config.expert.collects or manifest.config.expert.init == "seed"
     training = (2 * expert if travels else 0) + 16 + 8 * all_ids
     return max(routing, sharding, training)
-

@@ -20,23 +20,24 @@ INTRODUCTION = """# Limits: what a coordinator lets its peers do
 
 Made from the code by `make docs`. Nothing here is configured: what depends on a run follows from
 its manifest. A node that does its work meets none of these, however fast it and its line are;
-tests show it (`coordinator/test_callers_are_told_slowed_dropped`). Whoever exceeds one is told which
-and by how much; a node of ours then waits and goes on, its unit is not lost.
+tests show it (`coordinator/test_callers_are_told_slowed_dropped`). Whoever exceeds one is told
+which, with its number; a node of ours then waits and goes on, its unit is not lost.
 
 A node that calls too often is **told** (`RESOURCE_EXHAUSTED`, the limit in the sentence, the
-wait in the trailing metadata `{wait_key}`); if it goes on, it is **slowed**: its refusals are
-kept back {hold_s:g} s each; after {drop_after} refusals it is **dropped**: not heard for {drop_s:g} s, said in
-the log and in `status`, and its unit goes to another when its lease ends. Then all is forgiven.
+wait in the trailing metadata `{wait_key}`); if it goes on, it is **slowed**: its
+refusals are kept back {hold_s:g} s each; after {drop_after} refusals it is **dropped**: not heard
+for {drop_s:g} s, said in the log and in `status`, and its unit goes to another when its lease
+ends. Then all is forgiven.
 """
 
 OPEN_INTERNET = """## On the open internet
 
 Before the TLS handshake a port can't tell a node from anybody else. What gRPC does about that is
 above (time for the handshake, caps of connections); who opens connections without end can still
-keep newcomers out by holding all of them, {handshake_s:g} s each, from many addresses. Nodes that are
-connected go on. Put a packet filter in front of both ports; with nftables, for addresses that
-open more than 10 new connections a second or hold more than 64 (raise both where many nodes
-share one address):
+keep newcomers out by holding all of them, {handshake_s:g} s each, from many addresses. Nodes
+that are connected go on. Put a packet filter in front of both ports; with nftables, for
+addresses that open more than 10 new connections a second or hold more than 64 (raise both where
+many nodes share one address):
 
 ```
 table inet smalltalk {{
@@ -44,8 +45,10 @@ table inet smalltalk {{
   set many  {{ type ipv4_addr; size 65536; flags dynamic; }}
   chain input {{
     type filter hook input priority filter; policy accept;
-    tcp dport {{ 7070, 7071 }} ct state new add @fast {{ ip saddr limit rate over 10/second burst 50 packets }} drop
-    tcp dport {{ 7070, 7071 }} ct state new add @many {{ ip saddr ct count over 64 }} drop
+    tcp dport {{ 7070, 7071 }} ct state new \\
+      add @fast {{ ip saddr limit rate over 10/second burst 50 packets }} drop
+    tcp dport {{ 7070, 7071 }} ct state new \\
+      add @many {{ ip saddr ct count over 64 }} drop
   }}
 }}
 ```
@@ -56,15 +59,16 @@ flood that fills the line itself is the hosting provider's to stop.
 **Memory.** A connection costs up to {connection_kb} kB, so all that both ports accept cost up to
 {connections_mb:.0f} MB beyond what the coordinator needs by itself (about 100 MB, 187 MB with a
 thousand working nodes): a machine of 1 GB has room. `coordinator/test_raw_socket_abuse` holds
-it against ten thousand connection attempts. **Open files:** the process raises its own soft limit as
-far as the hard one allows (`LimitNOFILE=` of the service), and accepts fewer connections, with a
+it against ten thousand connection attempts. **Open files:** the process raises its soft limit
+as far as the hard one allows (`LimitNOFILE=` of the service), and accepts fewer connections, with a
 warning, where that is below {files}.
 
 ## What is not limited
 
 - Many hostile nodes together: each has the limits above for itself, all have the disk's and the
   ports'. {stalled} of them that upload and stand still hold up the uploads of others, for
-  {stall_s:g} s each time. Invite whom you trust that far; `revoke` shuts a node out at its next call.
+  {stall_s:g} s each time. Invite whom you trust that far; `revoke` shuts a node out at its next
+  call.
 - One enrolled node may open as many connections as the port has; only the packet filter stops it.
 - What it costs to refuse: a refused call takes about a tenth of a millisecond of one core.
 """
@@ -118,7 +122,7 @@ def _connections() -> list[Row]:
         ("age of a connection to the enrolment port", f"{limits.NEWCOMER_AGE_S:g} s",
          f"closed, its calls {limits.NEWCOMER_GRACE_S:g} s later"),
         ("calls at a time on one connection", streams, "refused by HTTP/2"),
-        ("headers of a call", _bytes(limits.HEADERS_BYTES_MAX), "the call, then the connection ends"),
+        ("headers of a call", _bytes(limits.HEADERS_BYTES_MAX), "the call or the connection ends"),
         ("a message", _bytes(limits.MESSAGE_BYTES_MAX), "`RESOURCE_EXHAUSTED`, unread"),
         ("compressed messages", "none", "`UNIMPLEMENTED`, not unpacked"),
         ("until a call's message is here", f"{limits.MESSAGE_S:g} s", "the call ends"),
@@ -149,7 +153,7 @@ def _newcomers() -> list[Row]:
         ("calls at once", f"{NEWCOMERS.calls_burst:.0f}", "told, slowed, dropped"),
         ("calls a second after that", f"{NEWCOMERS.calls_per_s:g}", "told, slowed, dropped"),
         ("calls under way", f"{NEWCOMERS.in_flight_else}", "the oldest ends"),
-        ("addresses that are remembered", f"{NEWCOMERS.callers_max:,} (of IPv6 networks of 64 bits)",
+        ("addresses that are remembered", f"{NEWCOMERS.callers_max:,} (IPv6: networks of 64 bits)",
          "the one heard least recently is forgotten"),
     ]  # fmt: skip
 
@@ -163,12 +167,13 @@ def _transfers(run: RunLimits) -> list[Row]:
          f"{full_s}", "paced, never refused"),
         ("bytes down of one node", f"twice what a unit may need, at least {least} "
          f"({_bytes(int(nodes.bytes_down))}), likewise", "paced, never refused"),
-        ("uploads at full speed", f"{limits.UPLOAD_PLACES} of all nodes, one of each", "wait, unread"),
+        ("uploads at full speed", f"{limits.UPLOAD_PLACES} of all nodes, one of each",
+         "wait, unread"),
         ("uploads that wait for their lines", f"{limits.UPLOADS_ASIDE} of all nodes",
          "keep their places"),
         ("an upload without a byte", f"{limits.UPLOAD_STALL_S:g} s", "ends; goes on later"),
-        ("uploads that no accepted result names, of one node", f"{disk.node_blobs} blobs, twice what "
-         f"a unit may bring ({_bytes(disk.node_bytes)})", "its oldest are dropped"),
+        ("uploads that no accepted result names, of one node", f"{disk.node_blobs} blobs, twice "
+         f"what a unit may bring ({_bytes(disk.node_bytes)})", "its oldest are dropped"),
         ("the same of all nodes", "what a unit may bring for each expert, each copy of its unit, "
          f"and {limits.LOOSE_BLOBS_MAX} more ({_bytes(disk.total_bytes)})",
          "the oldest of the node that has most are dropped"),

@@ -57,7 +57,7 @@ async def honest(coordinator: RealCoordinator, node: Enrolled, stop: asyncio.Eve
         while not stop.is_set():
             await run.Exchange(pb.ExchangeRequest(incarnation=1, wants_work=False), timeout=60)
             answers += 1
-            await asyncio.wait([asyncio.ensure_future(stop.wait())], timeout=0.2)
+            await asyncio.wait([asyncio.ensure_future(stop.wait())], timeout=0.5)
     return answers
 
 
@@ -120,12 +120,13 @@ def test_a_flood_is_told_slowed_and_dropped_and_no_honest_node_is_refused(
     ]
     told, dropped = slow[0][1], slow[-1][1]
     assert f"{flooder.node_id} asked more than 20 times a second" in str(told.details())
-    assert int(dict(told.trailing_metadata())[WAIT_KEY]) >= 1000 * limits.WAIT_S
+    assert int(dict(iter(told.trailing_metadata()))[WAIT_KEY]) >= 1000 * limits.WAIT_S
     assert any(seconds >= limits.HOLD_S for seconds, _ in slow)
     assert f"{flooder.node_id} is not heard" in str(dropped.details())
     assert {error.code().name for _, error in refusals} <= {
         "RESOURCE_EXHAUSTED",
         "INVALID_ARGUMENT",
+        "UNAVAILABLE",  # it gave way to a newer one
     }
     refused = {row["caller"]: row for row in coordinator.status()["refused"]}
     assert refused[flooder.node_id]["dropped_for_s"] > 0

@@ -107,16 +107,16 @@ def test_a_flood_is_nothing_to_others() -> None:
 
 
 def test_who_waits_as_it_is_told_is_welcome_and_never_dropped() -> None:
-    gate, now, welcome = Gate(ALLOWED), START, 0
+    gate, now, waits = Gate(ALLOWED), START, []
     for _ in range(5000):
         try:
             call(gate, now)
-            welcome += 1
         except Overrun as overrun:
-            assert overrun.wait_s < limits.DROP_S
+            waits.append(overrun.wait_s)
             now += overrun.wait_s
             call(gate, now)
-    assert welcome > 4000
+    assert waits
+    assert max(waits) < limits.DROP_S
 
 
 def test_refusals_are_forgiven_with_time() -> None:
@@ -133,23 +133,24 @@ def test_refusals_are_forgiven_with_time() -> None:
 
 def test_a_flood_that_can_only_ask_one_by_one_is_dropped_too() -> None:
     gate, now = Gate(ALLOWED), START
-    while now < START + 300:
+    overrun: Overrun | None = None
+    while now < START + 300 and (overrun is None or overrun.wait_s < limits.DROP_S):
         now += 0.001
         try:
             call(gate, now)
-        except Overrun as overrun:
-            if overrun.wait_s == limits.DROP_S:
-                assert "went on after 40 refusals" in str(overrun)
-                return
-            now += overrun.hold_s
-    raise AssertionError("it was never dropped")
+        except Overrun as refused:
+            overrun = refused
+            now += refused.hold_s
+    assert "went on after 40 refusals" in str(overrun)
 
 
 def test_what_is_costly_or_wrong_counts_as_many_calls() -> None:
     burst = ALLOWED.calls_burst
     assert until_refused("Exchange") == burst
     assert until_refused("Join") == int(burst / limits.COSTLY_CALL)
-    assert until_refused("Exchange", limits.FAULT_CALLS) == int(burst / (1 + limits.FAULT_CALLS)) + 1
+    assert (
+        until_refused("Exchange", limits.FAULT_CALLS) == int(burst / (1 + limits.FAULT_CALLS)) + 1
+    )
 
 
 def test_of_too_many_calls_at_a_time_the_oldest_gives_way() -> None:

@@ -161,11 +161,11 @@ def test_a_call_without_its_message_ends(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_refused_calls_and_unknown_methods_cost_more_and_end_in_a_wait() -> None:
     async def scene(stage: Stage) -> None:
         errors = []
-        for number in range(BURST):
+        most = int(BURST / (1 + limits.FAULT_CALLS)) + 1
+        for number in range(most + 1):
             call = stage.raw(b"", "NoSuch") if number % 2 else stage.raw(b"\xff")
             errors.append(await refusal(call))
         codes = [error.code().name for error in errors]
-        most = int(BURST / (1 + limits.FAULT_CALLS)) + 1
         assert codes[:most] == (["INVALID_ARGUMENT", "UNIMPLEMENTED"] * BURST)[:most]
         told = errors[most]
         assert told.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

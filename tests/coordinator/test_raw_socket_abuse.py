@@ -67,9 +67,7 @@ def test_what_is_no_tls_is_closed_at_once(
     coordinator: RealCoordinator, port: str, said: bytes
 ) -> None:
     with unharmed(coordinator), ExitStack() as stack:
-        connections = [
-            stack.enter_context(raw.dial(coordinator.address(port))) for _ in range(50)
-        ]
+        connections = [stack.enter_context(raw.dial(coordinator.address(port))) for _ in range(50)]
         for connection in connections:
             with contextlib.suppress(OSError):  # closed before all was said
                 connection.sendall(said)
@@ -145,9 +143,7 @@ def test_connections_over_the_cap_are_closed_and_those_that_are_there_go_on(
     with real_coordinator(path, 1, files=FILES, run={"experts": 2}) as coordinator:
         assert f"{FILES} open files are allowed" in coordinator.log.read_text()
         with unharmed(coordinator), ExitStack() as stack:
-            idle = [
-                stack.enter_context(raw.dial(coordinator.address())) for _ in range(FILES)
-            ]
+            idle = [stack.enter_context(raw.dial(coordinator.address())) for _ in range(FILES)]
             over = wait_for(lambda: raw.closed(idle), "some to be closed", 20)
             assert coordinator.files() < FILES
             wait_for(lambda: len(raw.closed(idle)) > FILES // 4, "all over the cap", 20)

@@ -13,7 +13,6 @@ from smalltalk_coordinator.uploads import Uploads
 from smalltalk_fed.errors import WorldError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 
-
 _numbers = itertools.count()
 
 

@@ -19,7 +19,7 @@ from smalltalk_fed.host.loose import Loose
 from smalltalk_fed.wire.limits import DiskLimits, RunLimits
 
 SIZE = 100
-ALLOWED = DiskLimits(node_bytes=4 * SIZE, total_bytes=10 * SIZE, node_blobs=3, kept_s=1000.0)
+ALLOWED = DiskLimits(node_bytes=4 * SIZE, total_bytes=10 * SIZE, node_blobs=3, kept_s=7200.0)
 
 
 @dataclass
@@ -114,17 +114,28 @@ def test_a_named_blob_is_loose_no_more_and_stays(disk: Disk) -> None:
 
 def test_what_a_kill_left_is_known_again_and_goes_in_time(disk: Disk) -> None:
     old = disk.upload("n-1", "old", now=1.0)
-    begun = disk.upload("n-1", "begun", now=500.0, whole=False)
+    begun = disk.upload("n-1", "begun", now=3600.0, whole=False)
     (disk.folder / "uploads" / f"{'a' * 64}.from").write_text('{"node_id"')  # torn
     again = Disk(disk.folder)
     assert again.loose.blobs_of("n-1") == [old, begun]
     again.upload("n-2", "later", now=1.0 + ALLOWED.kept_s + 1)
     assert not again.here(old)
     assert again.here(begun)
-    again.upload("n-2", "much later", now=10_000.0)
+    again.upload("n-2", "much later", now=20_000.0)
     assert not again.here(begun)
     names = sorted(path.suffix for path in (disk.folder / "uploads").iterdir())
     assert names == [".from"] * len(again.loose.blobs_of("n-2"))
+
+
+def test_an_upload_that_goes_on_for_weeks_is_not_too_old(disk: Disk) -> None:
+    slow = disk.upload("n-1", "slow", now=1.0, whole=False)
+    for week in range(1, 5):
+        now = 1.0 + week * (ALLOWED.kept_s - 1)
+        disk.loose.admit("n-1", slow, SIZE, now)
+        assert disk.here(slow)
+    again = Disk(disk.folder, ALLOWED)
+    again.loose.admit("n-2", "0" * 64, 1, now + ALLOWED.kept_s - 1)
+    assert again.here(slow)
 
 
 def test_some_of_the_disk_is_left_to_the_journal(

@@ -52,7 +52,9 @@ def dial_tls(coordinator: RealCoordinator, node: Enrolled | None = None) -> ssl.
 
 def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
     """An HTTP/2 frame."""
-    return struct.pack(">I", len(body))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + body
+    return (
+        struct.pack(">I", len(body))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + body
+    )
 
 
 def header(name: bytes, value: bytes) -> bytes:

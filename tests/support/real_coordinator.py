@@ -131,9 +131,7 @@ def real_coordinator(
     if files:
         command = ["prlimit", f"--nofile={files}:{files}", *command]
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=out, text=True, env=ENV
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=out, text=True, env=ENV)
     try:
         assert process.stdout is not None
         assert process.stdout.readline(), log.read_text()
