@@ -67,24 +67,25 @@ class Guard(grpc.aio.ServerInterceptor):
         decode = _strictly(inner.request_deserializer, method)
 
         async def stream(requests: object, context: grpc.aio.ServicerContext) -> None:
-            async with self._admitted(method, context):
+            async with _released(), self._admitted(method, context):
                 replies = inner.unary_stream(await _message(method, context), context)
                 async with contextlib.aclosing(replies):
                     async for reply in replies:
                         await context.write(reply)
 
         async def unary(requests: object, context: grpc.aio.ServicerContext) -> Any:
-            async with self._admitted(method, context):
+            async with _released(), self._admitted(method, context):
                 if inner.request_streaming:
                     return await inner.stream_unary(requests, context)
                 return await inner.unary_unary(await _message(method, context), context)
+            return None
 
         if inner.response_streaming:
             return grpc.stream_stream_rpc_method_handler(stream, decode, inner.response_serializer)
         return grpc.stream_unary_rpc_method_handler(unary, decode, inner.response_serializer)
 
     async def _no_method(self, requests: object, context: grpc.aio.ServicerContext) -> None:
-        async with self._admitted("unknown", context):
+        async with _released(), self._admitted("unknown", context):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "there is no such method")
 
     @contextlib.asynccontextmanager
@@ -129,6 +130,21 @@ class Guard(grpc.aio.ServerInterceptor):
             await asyncio.sleep(hold_s)
         finally:
             self._held -= 1
+
+
+@contextlib.asynccontextmanager
+async def _released() -> AsyncIterator[None]:
+    """Let nothing hold on to a call that was refused.
+
+    gRPC keeps the error with the call, and the error's frames know the call: a ring that only
+    the garbage collector would open. Until then the call counts as one of its connection's
+    streams, and a node that was refused a few times would not be heard any more. gRPC raises
+    the error again itself.
+    """
+    try:
+        yield
+    except grpc.aio.AbortError as aborted:
+        aborted.__traceback__ = aborted.__context__ = aborted.__cause__ = None
 
 
 async def _message(method: str, context: grpc.aio.ServicerContext) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from smalltalk_fed.wire import limits
 from smalltalk_fed.wire.limits import WAIT_KEY, CallLimits
 
 BURST = 50
+STREAMS = 4
 
 
 class Service(pb_grpc.RunServicer):
@@ -83,7 +85,10 @@ def staged(scene: Callable[[Stage], Awaitable[None]]) -> None:
     async def stage() -> AsyncIterator[Stage]:
         clock, service = ManualClock(), Service()
         gate = Gate(CallLimits(float(BURST), in_flight={"Leave": 2}))
-        server = grpc.aio.server(interceptors=[Guard(gate, lambda context: "n-1", clock)])
+        server = grpc.aio.server(
+            interceptors=[Guard(gate, lambda context: "n-1", clock)],
+            options=[("grpc.max_concurrent_streams", STREAMS)],
+        )
         pb_grpc.add_RunServicer_to_server(service, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -214,6 +219,29 @@ def test_a_call_that_gave_way_is_told_so_and_the_newer_ones_go_on() -> None:
         stage.service.release.set()
         for call in calls[1:]:
             assert list((await call).released) == ["hold"]
+
+    staged(scene)
+
+
+def test_refused_calls_are_gone_at_once_and_take_no_streams() -> None:
+    """Without the garbage collector; a call that is kept counts as a stream of its connection."""
+
+    async def scene(stage: Stage) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20 * STREAMS):
+                stage.clock.advance(10.0)
+                for call in (
+                    stage.run.Leave(pb.LeaveRequest(reason="refuse")),
+                    stage.raw(b"\xff"),
+                    stage.raw(b"", "NoSuch"),
+                ):
+                    error = await refusal(call)
+                    assert "RST_STREAM" not in str(error.details())
+        finally:
+            gc.enable()
+        assert (await stage.run.PutBlob(iter([pb.BlobPart(data=b"ab")]))).received == 2
 
     staged(scene)
 
