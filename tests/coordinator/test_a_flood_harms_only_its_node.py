@@ -26,7 +26,7 @@ from smalltalk_fed.wire.limits import WAIT_KEY, RunLimits
 
 HONEST = 50
 FLOODERS = 7
-STREAMS = 12  # more than sixteen are refused by HTTP/2 alone
+STREAMS = 12
 
 Call = Callable[[pb_grpc.RunStub, grpc.aio.Channel], Awaitable[object]]
 
