@@ -19,11 +19,11 @@ from support.real_coordinator import RealCoordinator, real_coordinator
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.wire import limits
+from smalltalk_fed.wire.limits_page import HALF_OPEN_KB
 
 FILES = 1024  # of the coordinator with few
 ATTEMPTS = 10_000
 GROWTH_MB = 100  # that any of the small attacks may cost
-CONNECTION_KB = 100  # that docs/limits.md states for each connection
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_ten_thousand_connections_cost_what_the_docs_say(
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, ATTEMPTS + 1000), hard))
     path = tmp_path_factory.mktemp("many")
     caps = limits.CONNECTIONS_MAX + limits.NEWCOMERS_MAX
-    bound_mb = caps * CONNECTION_KB / 1000
+    bound_mb = caps * HALF_OPEN_KB / 1000
     hello = raw.client_hello()
     with real_coordinator(path, 1, run={"experts": 2}) as coordinator:
         with unharmed(coordinator, bound_mb), ExitStack() as stack:
