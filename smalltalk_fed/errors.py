@@ -9,7 +9,8 @@
     │   ├── Forbidden        known, but not allowed to do this
     │   ├── Refused          well formed, but not acceptable now (says why)
     │   ├── Malformed        bytes or fields that can't be read
-    │   └── TooLarge         over a limit that the manifest implies
+    │   ├── TooLarge         over a limit that the manifest implies
+    │   └── SlowDown         too much at a time; the same again later is welcome
     ├── WorldError       disk full, port in use, nobody answers                exit code 4
     │   └── DamagedBlob  bytes on our own disk are not what was stored
     └── OurError         a broken invariant of our own                         exit code 1
@@ -79,6 +80,19 @@ class TooLarge(PeerError):
     """Over a limit that the manifest implies; the message names the limit."""
 
     hint = "RESOURCE_EXHAUSTED"
+
+
+class SlowDown(PeerError):
+    """More at a time than one peer may ask for; the message names the limit.
+
+    Who gets it waits `wait_s` seconds and says the same again: nothing else is wrong.
+    """
+
+    hint = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, what: str, wait_s: float = 1.0) -> None:
+        super().__init__(what)
+        self.wait_s = wait_s
 
 
 class WorldError(SmalltalkError):

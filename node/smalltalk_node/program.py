@@ -25,6 +25,7 @@ from smalltalk_fed.errors import (
     Malformed,
     PeerError,
     Refused,
+    SlowDown,
     SmalltalkError,
     TooLarge,
     WorldError,
@@ -179,9 +180,10 @@ class Program:
             return Todo()
         except (Malformed, TooLarge) as error:
             return self._refused(question, error)
-        except WorldError as error:
+        except (WorldError, SlowDown) as error:
             self._rejoined = False  # whoever answers next may be a new process
-            wait_s = self._session.lost(self._clock.now(), random.random())
+            asked_s = error.wait_s if isinstance(error, SlowDown) else 0.0
+            wait_s = self._session.lost(self._clock.now(), random.random(), asked_s)
             self._say_waiting(error, wait_s)
             return Todo()
         self._rejoined = False
@@ -233,7 +235,7 @@ class Program:
             ),
         )
 
-        def wait(error: WorldError, wait_s: float) -> None:
+        def wait(error: WorldError | SlowDown, wait_s: float) -> None:
             self._say_waiting(error, wait_s)
             if self._stopping.wait(wait_s):
                 raise KeyboardInterrupt
@@ -276,8 +278,8 @@ class Program:
         fraction, figures = (progress.fraction, progress.figures) if progress else (0.0, {})
         self._records.show(self._session, fraction, figures, self._ledger)
 
-    def _say_waiting(self, error: WorldError, wait_s: float) -> None:
-        """Say once in a while that nobody answers."""
+    def _say_waiting(self, error: WorldError | SlowDown, wait_s: float) -> None:
+        """Say once in a while that nobody answers, or not now."""
         now = self._clock.now()
         self._records.status.reason = str(error)
         self._records.write_status()

@@ -195,7 +195,8 @@ class Coordinator:
         check_exchange(state, message)
         # From here on nothing raises.
         self.leases.heard(presence, now)
-        self.leases.unhold(node_id)  # a node that asks again has given up its earlier question
+        if earlier := self.leases.waiting.get(node_id):  # the node has given it up
+            self._dispatch.answer(earlier, "this node asked again")
         heard = self._reports.take(message, now)
         if heard.failed_for_good:
             self._fail_if(heard.failed_for_good, now)

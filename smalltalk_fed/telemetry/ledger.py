@@ -33,7 +33,10 @@ _KIND_OF_BLOB = {
     "weights": "weights",
     "state": "weights",
     "seed": "seed",
+    "audit": "audit",
 }
+# Lines that are no blobs. Whatever else a peer calls a thing is "other": names are not free.
+_OTHER_LINES = frozenset({"join", "exchange", "leave", "blob_state"}) | _DATA
 
 
 def kind_of(name: str, unit_id: str = "") -> str:
@@ -41,14 +44,15 @@ def kind_of(name: str, unit_id: str = "") -> str:
 
     Blobs: `parameters` (also of a `router-3` that is broadcast), `scores`, `experts` (which
     expert each sequence goes to), `ids`, `config`, `weights` (also of a `state`: an expert's
-    part-way), `seed`. Calls: their name in lower case, such as `exchange`. `unit_id` tells
-    the seed model's upload from an expert's.
+    part-way), `seed`, `audit`. Calls: their name in lower case, such as `exchange`. Anything
+    else: `other`. `unit_id` tells the seed model's upload from an expert's.
     """
     if name == "weights" and unit_id == "train_seed":
         return "seed"
     if name.startswith("router-"):
         return "parameters"
-    return _KIND_OF_BLOB.get(name, name.lower())
+    line = name.lower()
+    return _KIND_OF_BLOB.get(name, line if line in _OTHER_LINES else "other")
 
 
 def category_of(kind: str) -> Category:
