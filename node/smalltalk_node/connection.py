@@ -32,6 +32,7 @@ from smalltalk_fed.wire.certificates import (
     to_pem,
 )
 from smalltalk_node.identity import Identity, NodeFolder
+from smalltalk_node.recording import EgressRecorder, recorded
 
 CALL_TIMEOUT_S = 30.0
 EXPLAIN_TIMEOUT_S = 5.0
@@ -101,12 +102,14 @@ def _short(details: str) -> str:
 class Newcomer:
     """The enrolment port: server TLS only. Use as a context manager."""
 
-    def __init__(self, address: str, authority: bytes) -> None:
+    def __init__(
+        self, address: str, authority: bytes, recorder: EgressRecorder | None = None
+    ) -> None:
         """`authority` is the run's CA certificate, DER or PEM."""
         self._address = address
         credentials = grpc.ssl_channel_credentials(root_certificates=to_pem(authority))
         self._channel = grpc.secure_channel(address, credentials, options=OPTIONS)
-        self._stub = pb_grpc.EnrolmentStub(self._channel)
+        self._stub = pb_grpc.EnrolmentStub(recorded(self._channel, recorder))
 
     def __enter__(self) -> Newcomer:
         return self
@@ -146,8 +149,15 @@ class Newcomer:
 class Connection:
     """The run's port, mutual TLS. Any thread may call."""
 
-    def __init__(self, folder: NodeFolder, identity: Identity, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        folder: NodeFolder,
+        identity: Identity,
+        ledger: Ledger,
+        recorder: EgressRecorder | None = None,
+    ) -> None:
         self._folder, self._identity, self.ledger = folder, identity, ledger
+        self._recorder = recorder
         self._explained_at = float("-inf")
         self._lock = threading.Lock()
         self._pending: set[grpc.Future] = set()
@@ -162,7 +172,7 @@ class Connection:
         )
         address = self._identity.run_address
         self._channel = grpc.secure_channel(address, credentials, options=OPTIONS)
-        self.stub = pb_grpc.RunStub(self._channel)
+        self.stub = pb_grpc.RunStub(recorded(self._channel, self._recorder))
 
     @property
     def node_id(self) -> str:
@@ -172,7 +182,7 @@ class Connection:
     def renew_certificate(self) -> None:
         """Get a new certificate for the same key, and use it from now on."""
         request = make_request(self._folder.key(), self._identity.name)
-        with Newcomer(self._identity.enrolment_address, self._folder.authority) as newcomer:
+        with self._enrolment_port() as newcomer:
             self._folder.keep_certificate(newcomer.renew(self._folder.certificate, request))
         old = self._channel
         self._dial()
@@ -217,7 +227,10 @@ class Connection:
         """
         self.ledger.message(self.node_id, kind, "up", request.ByteSize())
         # A future, so that Ctrl-C can end a long poll: a blocking call can't be cancelled.
-        pending = method.future(request, timeout=timeout_s)
+        try:
+            pending = method.future(request, timeout=timeout_s)
+        except grpc.RpcError as error:  # it could not be turned into bytes, or not be recorded
+            raise self.explained(error) from None
         with self._lock:
             self._pending.add(pending)
         try:
@@ -243,19 +256,25 @@ class Connection:
         address = self._identity.run_address
         if isinstance(error, grpc.FutureCancelledError):
             return NoAnswer("the call was cancelled.")
+        if self._recorder is not None and self._recorder.problem is not None:
+            return self._recorder.problem
         found = error_of(error, address)
         now = time.monotonic()
         silent = error.code() is grpc.StatusCode.UNAVAILABLE and isinstance(found, NoAnswer)
         if silent and now - self._explained_at >= EXPLAIN_EVERY_S:
             self._explained_at = now
             try:
-                with Newcomer(self._identity.enrolment_address, self._folder.authority) as port:
+                with self._enrolment_port() as port:
                     reply = port.explain(self._folder.certificate)
             except (PeerError, WorldError):
                 return found
             if not reply.welcome:
                 return Unauthenticated(str(reply.reason)[:500])
         return found
+
+    def _enrolment_port(self) -> Newcomer:
+        address, authority = self._identity.enrolment_address, self._folder.authority
+        return Newcomer(address, authority, self._recorder)
 
     def close(self) -> None:
         """Hang up."""

@@ -136,7 +136,7 @@ def same_folder(asked: str, allowed: str) -> bool:
     if not allowed:
         return False
     try:
-        return Path(asked).expanduser().resolve() == Path(allowed).expanduser().resolve()
+        return Path(asked).resolve() == Path(allowed).expanduser().resolve()
     except OSError as error:
         raise WorldError(f"{asked} can't be looked at ({error.strerror or error}).") from error
 
