@@ -25,6 +25,7 @@ from smalltalk_fed.wire.certificates import certificate_facts
 from smalltalk_node import machine
 from smalltalk_node.connection import Connection, Newcomer
 from smalltalk_node.identity import Identity, NodeFolder
+from smalltalk_node.limits import Limits, refuse
 
 CLOCK_WARN_S = 60.0
 CERTIFICATE_WARN_S = 5 * 86400.0
@@ -65,6 +66,7 @@ def _machine_findings(folder: NodeFolder) -> Iterator[Finding]:
     yield Finding("program", "ok", f"smalltalk-fed {__version__}, Python "
                   f"{platform.python_version()}, {platform.platform(terse=True)}")  # fmt: skip
     yield _torch()
+    yield _guarded("limits", lambda: Finding("limits", "ok", _limits(folder)))
     memory = f"{found.memory_bytes / 2**30:.1f} GiB of memory, {found.threads} threads"
     yield Finding("machine", "ok", memory)
     free = shutil.disk_usage(folder.path).free
@@ -73,6 +75,15 @@ def _machine_findings(folder: NodeFolder) -> Iterator[Finding]:
         "ok" if free > DISK_WARN_BYTES else "warn",
         f"{free / 2**30:.1f} GiB free at {folder.path}",
     )
+
+
+def _limits(folder: NodeFolder) -> str:
+    limits = Limits.load(folder.path)
+    stored = folder.file("manifest.json")
+    if stored.exists():
+        on_gpu = machine.likely_device() == "cuda"
+        refuse(RunManifest.from_bytes(stored.read_bytes()), limits, on_gpu=on_gpu)
+    return f"this machine's own: {limits.describe()}"
 
 
 def _torch() -> Finding:
