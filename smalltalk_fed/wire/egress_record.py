@@ -24,7 +24,7 @@ from smalltalk_fed.core.catalogue import size_limit
 from smalltalk_fed.errors import DataError, SmalltalkError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire import convert
-from smalltalk_fed.wire.egress import BLOBS, CALLS
+from smalltalk_fed.wire.egress import BLOBS, CALLS, figure_is_declared
 
 UPLOAD = "PutBlob"
 _MESSAGES: dict[str, type[Message]] = {
@@ -106,6 +106,16 @@ def undeclared(sent: Sent) -> str:
         _READERS.get(sent.call, lambda message: None)(message)
     except SmalltalkError as error:
         return f"a {kind.DESCRIPTOR.name} is out of bounds: {error}"
+    return _undeclared_figure(message)
+
+
+def _undeclared_figure(message: Message) -> str:
+    if not isinstance(message, pb.ExchangeRequest):
+        return ""
+    for told in (message.working, message.finished, message.collected):
+        for figure in told.figures:
+            if not figure_is_declared(figure.name):
+                return f"the figure '{figure.name}' is not declared"
     return ""
 
 
