@@ -36,6 +36,8 @@ _READERS: dict[str, Callable[[Any], object]] = {
     "Join": lambda message: convert.join_from_proto(_NODE, message),
     "Exchange": lambda message: convert.exchange_from_proto(_NODE, message),
     "Leave": lambda message: convert.leave_from_proto(_NODE, message),
+    # Only an upload's first part says what it is.
+    "PutBlob": lambda part: convert.upload_from_proto(part) if part.digest else None,
 }
 
 
