@@ -31,6 +31,7 @@ from smalltalk_fed.wire.certificates import (
     to_der,
     to_pem,
 )
+from smalltalk_fed.wire.values import cut, printable
 from smalltalk_node.identity import Identity, NodeFolder
 from smalltalk_node.recording import EgressRecorder, recorded
 
@@ -77,7 +78,7 @@ class NoAnswer(WorldError):
 
 def error_of(error: grpc.RpcError, address: str) -> SmalltalkError:
     """The error of ours that a failed call stands for."""
-    code, details = error.code(), error.details() or ""
+    code, details = error.code(), printable(error.details() or "")
     if code in _NO_ANSWER:
         # Our side found the handshake wrong; an alert would be the other side's verdict on us.
         if "SSL_ERROR_SSL" in details and "ALERT" not in details:
@@ -269,7 +270,7 @@ class Connection:
             except (PeerError, WorldError):
                 return found
             if not reply.welcome:
-                return Unauthenticated(str(reply.reason)[:500])
+                return Unauthenticated(cut(str(reply.reason)))
         return found
 
     def _enrolment_port(self) -> Newcomer:

@@ -22,6 +22,7 @@ from smalltalk_fed.errors import DataError, SmalltalkError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire.certificates import certificate_facts
+from smalltalk_fed.wire.values import cut
 from smalltalk_node import machine
 from smalltalk_node.connection import Connection, Newcomer
 from smalltalk_node.identity import Identity, NodeFolder
@@ -136,7 +137,7 @@ def _enrolment_port(folder: NodeFolder, identity: Identity) -> Iterator[Finding]
     if reply.welcome:
         yield Finding("enrolment port", "ok", f"{address} answers and knows this node")
     else:
-        text = f"{address} answers, but: {reply.reason}"
+        text = f"{address} answers, but: {cut(reply.reason)}"
         yield Finding("enrolment port", "fail", text, exit_code=3)
     off_s = (before + after) / 2 - reply.now
     text = f"{abs(off_s):.1f} s {'ahead of' if off_s > 0 else 'behind'} the coordinator's"

@@ -19,7 +19,7 @@ from smalltalk_fed.wire import convert, convert_admin, values
 from smalltalk_fed.wire.certificates import make_key, make_request, public_key_sha256
 from smalltalk_fed.wire.token import secret_sha256
 
-texts = st.text(max_size=500)
+texts = st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" "), max_size=500)
 names = st.text(string.ascii_letters + string.digits + "-_.", min_size=1, max_size=64)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -177,6 +177,14 @@ def test_fraction_beyond_one_is_refused() -> None:
     working = pb.Working(unit_id="shard/1", fraction=1.5)
     with pytest.raises(Malformed, match="within 0 and 1"):
         convert.exchange_from_proto("n", pb.ExchangeRequest(working=working))
+
+
+@pytest.mark.parametrize("reason", ["\x1b]0;owned\x07", "two\nlines", "\u202egnirts", "\x00"])
+def test_texts_that_could_play_with_a_terminal_are_refused_and_never_sent(reason: str) -> None:
+    with pytest.raises(Malformed, match="can.t be printed"):
+        convert.leave_from_proto("n-1", pb.LeaveRequest(reason=reason))
+    ours = convert.leave_to_proto(msg.Leave("n-1", 1, reason))
+    assert convert.leave_from_proto("n-1", ours).reason.isprintable()
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])
