@@ -118,6 +118,9 @@ def run(
         float | None,
         typer.Option(min=0.01, max=1, help="Part of the time to compute, such as 0.5; 1: all."),
     ] = None,
+    up_mbit: Annotated[
+        float | None, typer.Option(min=0, help="Fastest that uploads go, Mbit/s; 0: no limit.")
+    ] = None,
     model_folder: Annotated[
         Path | None,
         typer.Option(help="Folder of a model that the run may begin its experts from."),
@@ -131,7 +134,7 @@ def run(
 ) -> None:
     """Do work until the run ends or Ctrl-C; started again, it goes on.
 
-    Hours, memory, disk, share and model folder are this machine's limits: remembered, never
+    Hours, memory, disk, share, speed of uploads and model folder are this machine's limits: remembered, never
     sent, and a run that needs more is refused.
     """
     from smalltalk_node.guard import cap_process_memory
@@ -148,6 +151,7 @@ def run(
             gpu_memory_gb=gpu_memory_gb,
             disk_gb=disk_gb,
             share=share,
+            up_mbit=up_mbit,
             model_folder=None if model_folder is None else str(model_folder.absolute()),
         )
         if limits != Limits.load(place.path):

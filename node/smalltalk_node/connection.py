@@ -33,7 +33,7 @@ from smalltalk_fed.wire.certificates import (
 )
 from smalltalk_fed.wire.values import cut, printable
 from smalltalk_node.identity import Identity, NodeFolder
-from smalltalk_node.recording import EgressRecorder, recorded
+from smalltalk_node.outgoing import Outgoing
 
 CALL_TIMEOUT_S = 30.0
 EXPLAIN_TIMEOUT_S = 5.0
@@ -104,13 +104,15 @@ class Newcomer:
     """The enrolment port: server TLS only. Use as a context manager."""
 
     def __init__(
-        self, address: str, authority: bytes, recorder: EgressRecorder | None = None
+        self, address: str, authority: bytes, outgoing: Outgoing | None = None
+    ) -> None:
+        """`authority`| None = None
     ) -> None:
         """`authority` is the run's CA certificate, DER or PEM."""
         self._address = address
         credentials = grpc.ssl_channel_credentials(root_certificates=to_pem(authority))
         self._channel = grpc.secure_channel(address, credentials, options=OPTIONS)
-        self._stub = pb_grpc.EnrolmentStub(recorded(self._channel, recorder))
+        self._stub = pb_grpc.EnrolmentStub((outgoing or Outgoing()).through(self._channel))
 
     def __enter__(self) -> Newcomer:
         return self
@@ -155,10 +157,11 @@ class Connection:
         folder: NodeFolder,
         identity: Identity,
         ledger: Ledger,
-        recorder: EgressRecorder | None = None,
+        outgoing: Outgoing | None = None,
+| None = None,
     ) -> None:
         self._folder, self._identity, self.ledger = folder, identity, ledger
-        self._recorder = recorder
+        self._outgoing = outgoing or Outgoing()
         self._explained_at = float("-inf")
         self._lock = threading.Lock()
         self._pending: set[grpc.Future] = set()
@@ -173,7 +176,7 @@ class Connection:
         )
         address = self._identity.run_address
         self._channel = grpc.secure_channel(address, credentials, options=OPTIONS)
-        self.stub = pb_grpc.RunStub(recorded(self._channel, self._recorder))
+        self.stub = pb_grpc.RunStub(self._outgoing.through(self._channel))
 
     @property
     def node_id(self) -> str:
@@ -257,8 +260,8 @@ class Connection:
         address = self._identity.run_address
         if isinstance(error, grpc.FutureCancelledError):
             return NoAnswer("the call was cancelled.")
-        if self._recorder is not None and self._recorder.problem is not None:
-            return self._recorder.problem
+        if self._outgoing.problem is not None:
+            return self._outgoing.problem
         found = error_of(error, address)
         now = time.monotonic()
         silent = error.code() is grpc.StatusCode.UNAVAILABLE and isinstance(found, NoAnswer)
@@ -275,7 +278,7 @@ class Connection:
 
     def _enrolment_port(self) -> Newcomer:
         address, authority = self._identity.enrolment_address, self._folder.authority
-        return Newcomer(address, authority, self._recorder)
+        return Newcomer(address, authority, self._outgoing)
 
     def close(self) -> None:
         """Hang up."""

@@ -38,6 +38,7 @@ class Limits(BaseModel):
     memory_gb: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     gpu_memory_gb: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     disk_gb: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    up_mbit: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # of uploads, a second
     share: float = Field(default=1.0, ge=0.01, le=1)  # of the time, that this node computes
     model_folder: str = ""  # the only folder of a model that a run may begin its experts from
 
@@ -100,6 +101,7 @@ class Limits(BaseModel):
             f"at most {self.memory_gb:g} GB of memory" if self.memory_gb else "",
             f"at most {self.gpu_memory_gb:g} GB of a GPU's memory" if self.gpu_memory_gb else "",
             f"at most {self.disk_gb:g} GB of disk" if self.disk_gb else "",
+            f"uploads at most {self.up_mbit:g} Mbit/s" if self.up_mbit else "",
             f"computes {self.share:.0%} of the time" if self.share < 1 else "",
             f"may read the model in {self.model_folder}" if self.model_folder else "",
         ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smalltalk_node.limits import Limits
 from smalltalk_node.machine import likely_device
+from smalltalk_node.outgoing import Outgoing
 from smalltalk_node.recording import EgressRecorder
 
 log = logging.getLogger("smalltalk.node")
@@ -22,6 +23,10 @@ class Options:
     threads: int = 0
     limits: Limits = Limits()
     recorder: EgressRecorder | None = None
+
+    def outgoing(self) -> Outgoing:
+        """What messages go out through."""
+        return Outgoing(self.recorder, self.limits.up_mbit)
 
     @property
     def on_gpu(self) -> bool:

@@ -73,7 +73,7 @@ class Program:
         self._incarnation = folder.next_incarnation(self._clock.now())
         self._machine = machine.probe(folder.path, options.device, options.threads)
         self._ledger = Ledger()
-        self._connection = Connection(folder, self._identity, self._ledger, options.recorder)
+        self._connection = Connection(folder, self._identity, self._ledger, options.outgoing())
         self._renewal = Renewal(folder, self._connection)
         status = NodeStatus(self._identity.node_id, self._identity.name)
         status.incarnation = self._incarnation

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TEST = re.compile(r"`([a-z_]+/test_[a-z0-9_]+)`")
 BENCHMARK = re.compile(r"`(benchmarks/[a-z0-9_]+\.py)")
-CODE = re.compile(r"`((?:smalltalk_fed|coordinator|node|docs)/[A-Za-z0-9_./-]+)`")
+CODE = re.compile(r"`(?!\w+/test_)((?:smalltalk_fed|coordinator|node|docs)/[A-Za-z0-9_./-]+)`")
 
 
 @pytest.mark.parametrize("page", ["docs/survival.md", "docs/threat-model.md"])

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 from smalltalk_node import guard as guard_module
 from smalltalk_node.cache import BlobCache
+from smalltalk_node.connection import Connection
 from smalltalk_node.folders import Workplace, unit_folder
 from smalltalk_node.footprint import CACHED_PARAMETERS, CACHED_TOKENS, disk_need
 from smalltalk_node.guard import GB, Guard, Pace, bytes_in
 from smalltalk_node.limits import Limits
 from smalltalk_node.options import Options
+from smalltalk_node.outgoing import Outgoing
 from smalltalk_node.program import WORLD_FAILURES_MAX, Program
+from smalltalk_node.transfer import put_blob, ref_of
+from support.loopback_coordinator import Served
 from support.node_stage import STOP, Stage, ids
 from support.tiny_run import tiny_manifest
 
@@ -24,6 +28,8 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.units import Unit, UnitKey, UnitKind
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import WorldError
+from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
+from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.train import loop
 
 
@@ -202,3 +208,30 @@ def test_the_kernel_refuses_more_memory_than_the_limit(memory_gb: float, code: i
 
 def test_the_estimate_splits_batches_as_training_does() -> None:
     assert (CACHED_TOKENS, CACHED_PARAMETERS) == (loop.CACHED_TOKENS, loop.CACHED_PARAMETERS)
+
+
+# ---------------------------------------------------------------------------------- uploads
+
+
+def test_uploads_go_no_faster_than_allowed_and_heartbeats_do_not_wait(
+    served: Served, tmp_path: Path
+) -> None:
+    """By a clock of its own: each part waits until the ones before have had their time."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    outgoing = Outgoing(up_mbit=2.0, sleep=sleep, clock=lambda: now[0])
+    folder = served.node_folder(tmp_path / "node")
+    connection = Connection(folder, folder.identity(), Ledger(), outgoing)
+    data = bytes(1_000_000)
+    put_blob(connection, ref_of("parameters", data), "router_round/0/1", data)
+    assert now[0] == pytest.approx(8 * (1_000_000 - 256 * 1024) / 2e6, rel=0.1)
+    waited = now[0]
+    connection.call(
+        connection.stub.BlobState, pb.BlobStateRequest(digest=bytes(32), name="x"), "blob_state"
+    )
+    assert now[0] == waited
+    connection.close()
+    assert data in served.loopback.blobs.values()

@@ -11,6 +11,7 @@ import pytest
 from smalltalk_node import cli
 from smalltalk_node.connection import Connection
 from smalltalk_node.options import Options
+from smalltalk_node.outgoing import Outgoing
 from smalltalk_node.program import Program
 from smalltalk_node.recording import EgressRecorder
 from smalltalk_node.transfer import put_blob, ref_of
@@ -67,8 +68,8 @@ def test_the_record_is_its_owners_and_later_starts_add_to_it(stage: Stage, tmp_p
 
 def test_the_enrolment_port_is_recorded_too(served: Served, tmp_path: Path) -> None:
     folder = served.node_folder(tmp_path / "node")
-    recorder = EgressRecorder(tmp_path / "left")
-    connection = Connection(folder, folder.identity(), Ledger(), recorder)
+    outgoing = Outgoing(EgressRecorder(tmp_path / "left"))
+    connection = Connection(folder, folder.identity(), Ledger(), outgoing)
     connection.renew_certificate()
     connection.close()
     assert [sent.call for sent in read_record(tmp_path / "left")] == ["Renew"]
@@ -83,8 +84,8 @@ def test_what_can_not_be_recorded_does_not_leave(served: Served, tmp_path: Path)
         pytest.skip("a small file system can't be mounted here")
     try:
         folder = served.node_folder(tmp_path / "node")
-        recorder = EgressRecorder(small / "left")
-        connection = Connection(folder, folder.identity(), Ledger(), recorder)
+        outgoing = Outgoing(EgressRecorder(small / "left"))
+        connection = Connection(folder, folder.identity(), Ledger(), outgoing)
         data = bytes(200_000)
         with pytest.raises(WorldError, match="can't be recorded"):
             put_blob(connection, ref_of("parameters", data), "router_round/0/1", data)
