@@ -106,8 +106,6 @@ class Newcomer:
     def __init__(
         self, address: str, authority: bytes, outgoing: Outgoing | None = None
     ) -> None:
-        """`authority`| None = None
-    ) -> None:
         """`authority` is the run's CA certificate, DER or PEM."""
         self._address = address
         credentials = grpc.ssl_channel_credentials(root_certificates=to_pem(authority))
@@ -158,7 +156,6 @@ class Connection:
         identity: Identity,
         ledger: Ledger,
         outgoing: Outgoing | None = None,
-| None = None,
     ) -> None:
         self._folder, self._identity, self.ledger = folder, identity, ledger
         self._outgoing = outgoing or Outgoing()

@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.errors import UserError, WorldError
@@ -23,6 +23,7 @@ from smalltalk_node.hours import ALWAYS, Hours
 
 LIMITS_FILE = "limits.toml"
 GB = 10**9
+UP_MBIT_LEAST = 0.05  # a part of 256 KiB then takes 42 s; a transfer that stands ends after 120
 _HEADER = (
     "# What a run may use of this machine; read when the node starts. 0: no limit.\n"
     "# docs: node/README.md, 'Your limits'.\n"
@@ -41,6 +42,13 @@ class Limits(BaseModel):
     up_mbit: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # of uploads, a second
     share: float = Field(default=1.0, ge=0.01, le=1)  # of the time, that this node computes
     model_folder: str = ""  # the only folder of a model that a run may begin its experts from
+
+    @field_validator("up_mbit")
+    @classmethod
+    def _moves(cls, value: float) -> float:
+        if 0 < value < UP_MBIT_LEAST:
+            raise ValueError(f"uploads that are slower than {UP_MBIT_LEAST} look as if they stood")
+        return value
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -1,8 +1,9 @@
 """`run --record-egress FILE`: every message that leaves is written down first, byte for byte.
 
-Rules: a message that can't be written down does not leave (`outgoing` asks here first). The file grows by what
-leaves and 100 bytes a message, is its owner's alone (0600), and is added to by later starts.
-Its format, and holding it against what is declared, is `wire.egress_record`'s part.
+Rules: a message that can't be written down does not leave (`outgoing` asks here first).
+The file grows by what leaves and some 70 bytes a message, is its owner's alone (0600), and is
+added to by later starts. Its format, and holding it against what is declared, is
+`wire.egress_record`'s part.
 """
 
 from __future__ import annotations
