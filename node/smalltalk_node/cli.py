@@ -134,8 +134,8 @@ def run(
 ) -> None:
     """Do work until the run ends or Ctrl-C; started again, it goes on.
 
-    Hours, memory, disk, share, speed of uploads and model folder are this machine's limits: remembered, never
-    sent, and a run that needs more is refused.
+    Hours, memory, disk, share, speed of uploads and model folder are this machine's limits:
+    remembered, never sent, and a run that needs more is refused.
     """
     from smalltalk_node.guard import cap_process_memory
     from smalltalk_node.hours import Hours, work_by_hours

@@ -103,9 +103,7 @@ def _short(details: str) -> str:
 class Newcomer:
     """The enrolment port: server TLS only. Use as a context manager."""
 
-    def __init__(
-        self, address: str, authority: bytes, outgoing: Outgoing | None = None
-    ) -> None:
+    def __init__(self, address: str, authority: bytes, outgoing: Outgoing | None = None) -> None:
         """`authority` is the run's CA certificate, DER or PEM."""
         self._address = address
         credentials = grpc.ssl_channel_credentials(root_certificates=to_pem(authority))

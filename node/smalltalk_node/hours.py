@@ -111,8 +111,8 @@ def _span(part: str, text: str) -> tuple[int, int]:
     if found:
         first_h, first_m, end_h, end_m = (int(group or 0) for group in found.groups())
         first, end = 60 * first_h + first_m, 60 * end_h + end_m
-        if max(first, end) <= 1440 and max(first_m, end_m) < 60 and first % 1440 != end % 1440:
-            return first % 1440, end
+        if first < 1440 and end <= 1440 and max(first_m, end_m) < 60 and first != end:
+            return first, end
     raise UserError(
         f"'{text}' are no hours of the day; write them like 22-7 or 9:30-12,14-18, or '{ALWAYS}'."
     )

@@ -210,9 +210,7 @@ class Worker:
         )
         should_stop = self._guard.watched(task.stop.is_set, task.stop.wait)
         try:
-            done = do_unit(
-                unit, inputs, self._place, on_progress, collector.on_state, should_stop
-            )
+            done = do_unit(unit, inputs, self._place, on_progress, collector.on_state, should_stop)
         except Stopped:
             self._guard.after_stop()
             raise Dropped from None

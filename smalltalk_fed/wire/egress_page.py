@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from smalltalk_fed.wire.egress import FIGURES, EgressRow, egress_rows
 
 INTRODUCTION = """# What can leave a node
@@ -41,7 +43,9 @@ def markdown() -> str:
             calls.setdefault(row.call, []).append(row)
     for call, of_call in calls.items():
         parts.append(f"## {call}\n\nSent {of_call[0].when}.\n")
-        parts.append(_table(("field", "what", "size"), [(r.field, r.what, r.size) for r in of_call]))
+        parts.append(
+            _table(("field", "what", "size"), [(r.field, r.what, r.size) for r in of_call])
+        )
     parts.append("## Blobs\n\nOutputs of work units; the `data` of PutBlob, in parts.\n")
     blobs = [
         (row.field.removeprefix("data: "), row.what, row.when, row.size)
@@ -55,7 +59,7 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += [f"| `{name}` | " + " | ".join(rest) + " |" for name, *rest in rows]
     return "\n".join(lines) + "\n"

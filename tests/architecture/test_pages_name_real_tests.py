@@ -24,7 +24,7 @@ def test_every_test_and_benchmark_that_is_named_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", ["docs/survival.md", "docs/threat-model.md"])
 def test_every_row_of_a_table_says_what_shows_it(page: str) -> None:
-    """The last column of each table with a `shown by` names something, or says that nothing does."""
+    """The last column of a table with a `shown by` names something, or says that nothing does."""
     shown_by = False
     for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         if not line.startswith("|"):

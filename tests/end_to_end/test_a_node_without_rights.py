@@ -100,7 +100,7 @@ def listening(process: int) -> list[str]:
     """Local addresses of the TCP sockets of a process that wait for connections."""
     mine = set()
     for handle in Path(f"/proc/{process}/fd").iterdir():
-        link = os.readlink(handle)
+        link = str(handle.readlink())
         if link.startswith("socket:["):
             mine.add(link[8:-1])
     found = []

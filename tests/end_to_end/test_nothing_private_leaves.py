@@ -152,7 +152,9 @@ def test_scores_leave_as_declared_and_in_no_other_form(finished: Finished) -> No
         # The block is these scores, rounded, and nothing besides.
         assert encode_scores(scores) == blobs[unit_id, "scores"]
         assert finished.left.find(score_pieces(scores.tolist())) == []
-    assert finished.left.score_like(-8.0 * config.sequence.prefix, -1.0 * config.sequence.prefix) == []
+    assert (
+        finished.left.score_like(-8.0 * config.sequence.prefix, -1.0 * config.sequence.prefix) == []
+    )
 
 
 def test_the_operator_can_check_it(run: Deployment) -> None:

@@ -37,7 +37,9 @@ def test_hours_are_read(hours: str, open_at: list[str], closed_at: list[str]) ->
     assert not any(parsed.open(at(time)) for time in closed_at)
 
 
-@pytest.mark.parametrize("hours", ["25-3", "7", "7-7", "9:75-12", "nine-five", "9-12;14-18", "24-0"])
+@pytest.mark.parametrize(
+    "hours", ["25-3", "7", "7-7", "9:75-12", "nine-five", "9-12;14-18", "24-0"]
+)
 def test_what_are_no_hours_is_one_sentence(hours: str) -> None:
     with pytest.raises(UserError, match="write them like 22-7"):
         Hours.parse(hours)

@@ -131,10 +131,8 @@ def test_a_model_on_this_machine_is_read_only_if_its_owner_says_so(
 
 def test_a_refused_run_is_told_and_nothing_of_it_is_kept(stage: Stage) -> None:
     stage.script(STOP, manifest=tiny_manifest(stage.corpus, expert={"model": LARGE}))
-    program = Program(
-        stage.folder, Options(stage.corpus.folder, "cpu", 1, Limits(memory_gb=2.0))
-    )
-    with pytest.raises(UserError, match="about .* GB of memory"):
+    program = Program(stage.folder, Options(stage.corpus.folder, "cpu", 1, Limits(memory_gb=2.0)))
+    with pytest.raises(UserError, match=r"about .* GB of memory"):
         program.run()
     assert stage.loopback.exchanges == []
     assert "may use 2 GB" in stage.loopback.left[0].reason
