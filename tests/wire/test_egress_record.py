@@ -29,9 +29,9 @@ def sent(call: str, message: object, more: bytes = b"") -> Sent:
     return Sent(1.0, call, message.SerializeToString() + more)  # type: ignore[attr-defined]
 
 
-def part(data: bytes, name: str = "scores", **changes: object) -> pb.BlobPart:
-    fields = {"digest": hashlib.sha256(data).digest(), "size": len(data), "unit_id": UNIT}
-    return pb.BlobPart(**{**fields, "name": name, "data": data, **changes})
+def part(whole: bytes, name: str = "scores", **changes: object) -> pb.BlobPart:
+    fields = {"digest": hashlib.sha256(whole).digest(), "size": len(whole), "unit_id": UNIT}
+    return pb.BlobPart(**{**fields, "name": name, "data": whole, **changes})
 
 
 # --------------------------------------------------------------------------------- the file
