@@ -27,6 +27,17 @@ class Sender:
                 self.received += 1
 
 
+class CountingUploads(Uploads):
+    """Counts how often there was no room aside."""
+
+    refused_room = 0
+
+    def step_aside(self) -> bool:
+        room = super().step_aside()
+        self.refused_room += not room
+        return room
+
+
 @pytest.fixture
 def forever(monkeypatch: pytest.MonkeyPatch) -> None:
     """No part is ever too late."""
@@ -89,10 +100,13 @@ def test_there_is_an_end_of_stepping_aside_and_room_comes_back(
     async def scene() -> None:
         async with AsyncExitStack() as stack:
             most = uploads.ASIDE + uploads.PLACES
-            senders = await begin(stack, Uploads(), most + 1)
+            at = CountingUploads()
+            senders = await begin(stack, at, most + 1)
             for sender in senders[:-1]:
                 await sender.admitted.wait()
-            await asyncio.sleep(10 * uploads.SLOW_S)
+            # Those that keep their places have looked for room aside, and found none.
+            while at.refused_room < uploads.PLACES:
+                await asyncio.sleep(0)
             assert not senders[-1].admitted.is_set()
             senders[0].parts.put_nowait(None)
             await senders[-1].admitted.wait()
