@@ -75,7 +75,7 @@ def test_the_place_is_what_it_says(without_rights: Callable[..., list[str]]) -> 
 def test_a_node_without_rights_works_and_listens_on_no_port(
     deploy: Callable[..., Deployment], without_rights: Callable[..., list[str]]
 ) -> None:
-    run = deploy(**{"expert.steps": 3000})
+    run = deploy(**{"expert.steps": 600})
     run.init()
     run.serve()
     token = good("smalltalk-coordinator", "invite", run.run)
