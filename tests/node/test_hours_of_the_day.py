@@ -143,7 +143,8 @@ def test_being_stopped_by_a_person_is_not_a_rest(stage: Stage) -> None:
     with pytest.raises(KeyboardInterrupt):
         work_by_hours(Hours.parse("22-7"), make, lambda: at("23:00"), look_s=0.01)
     assert len(program) == 1
-    assert stage.status()["reason"] == "stopped by its operator"
+    assert not program[0].stopped_by_hours
+    assert len(stage.loopback.left) == 1
 
 
 def test_without_hours_nothing_is_watched(stage: Stage) -> None:
