@@ -87,13 +87,16 @@ def token_pieces(tokens: Sequence[int]) -> set[bytes]:
 
 
 def score_pieces(scores: Sequence[float]) -> set[bytes]:
-    """Pieces of a vector of scores as floating-point numbers of every width, and in JSON."""
-    pieces: set[bytes] = set()
+    """Pieces of a vector of scores as floating-point numbers of every width, and in JSON.
+
+    Numbers of 8 bytes also one by one, as protobuf's figures have them.
+    """
+    pieces = {struct.pack("<d", np.float32(score)) for score in scores}
     for start in range(len(scores) - SCORE_PIECE + 1):
         run = np.asarray(scores[start : start + SCORE_PIECE], dtype=np.float32)
         for kind in FLOATS:
             pieces.add(run.astype(kind).tobytes())
-        pieces.add(b"".join(data[2:] for data in map(_bfloat16_parts, run)))
+        pieces.add(b"".join(struct.pack("<f", score)[2:] for score in run))  # bfloat16
         pieces.add(", ".join(repr(float(score)) for score in run).encode())
     return {piece for piece in pieces if len(piece) >= 5}
 
@@ -106,10 +109,6 @@ def varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def _bfloat16_parts(score: np.float32) -> bytes:
-    return struct.pack("<f", float(score))
 
 
 def _has_run(data: bytes, kind: np.dtype[np.generic], low: float, high: float) -> bool:

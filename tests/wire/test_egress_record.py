@@ -178,3 +178,15 @@ def test_planted_scores_are_found_known_or_not(kind: str) -> None:
     assert hay.score_like(-100.0, -10.0)
     weights = np.random.default_rng(1).normal(0, 0.1, 10_000).astype("<f4").tobytes()
     assert not Haystack({"here": weights}).score_like(-100.0, -10.0)
+
+
+def test_scores_that_leave_one_by_one_as_figures_are_found() -> None:
+    """Their names may be declared, as those of a loss curve: then the values give them away."""
+    figures = [
+        pb.Figure(name=f"loss_at_{n}", value=float(np.float32(score)))
+        for n, score in enumerate(SCORES)
+    ]
+    working = pb.Working(unit_id=UNIT, figures=figures)
+    message = sent("Exchange", pb.ExchangeRequest(working=working))
+    assert undeclared(message) == ""
+    assert len(Haystack.of([message]).find(score_pieces(SCORES))) == len(SCORES)
