@@ -32,6 +32,7 @@ from smalltalk_fed.wire.values import (
     figures_to_proto,
     integer,
     number,
+    printable,
     result_from_proto,
     result_to_proto,
     text,
@@ -65,13 +66,13 @@ def enrol_from_proto(request: pb.EnrolRequest) -> msg.Enrol:
 def capabilities_to_proto(capabilities: msg.Capabilities) -> pb.Capabilities:
     """What a node says of itself."""
     return pb.Capabilities(
-        device=capabilities.device[:MAX_SOFTWARE_CHARS],
+        device=printable(capabilities.device[:MAX_SOFTWARE_CHARS]),
         threads=capabilities.threads,
         memory_bytes=capabilities.memory_bytes,
         tokens_per_s=capabilities.tokens_per_s,
         corpus_digest=capabilities.corpus_digest,
         corpus_bytes=capabilities.corpus_bytes,
-        software=capabilities.software[:MAX_SOFTWARE_CHARS],
+        software=printable(capabilities.software[:MAX_SOFTWARE_CHARS]),
     )
 
 

@@ -1,8 +1,8 @@
 """Small values and their bounds: what every message between the programs is made of.
 
-Rules: `*_from_proto` trusts nothing: every text, count and number is bounded, digests have
-32 bytes, unit ids parse, NaN and infinities are refused. Whole messages are `convert`'s and
-`convert_admin`'s part. No I/O.
+Rules: `*_from_proto` trusts nothing: every text, count and number is bounded, texts can be
+printed, digests have 32 bytes, unit ids parse, NaN and infinities are refused. Whole messages
+are `convert`'s and `convert_admin`'s part. No I/O.
 """
 
 from __future__ import annotations
@@ -44,9 +44,15 @@ def digest_from_proto(data: bytes) -> str:
 
 
 def text(value: str, limit: int, what: str) -> str:
-    """`value` if it has at most `limit` characters. Raises TooLarge."""
+    """`value` if it has at most `limit` characters, all of which can be printed.
+
+    Texts of the other end are shown to people: control characters could play with their
+    terminal. Raises TooLarge or Malformed.
+    """
     if len(value) > limit:
         raise TooLarge(f"{what} has {len(value)} characters; at most {limit} are allowed")
+    if not value.isprintable():
+        raise Malformed(f"{what} has characters that can't be printed")
     return value
 
 
@@ -71,9 +77,14 @@ def unit_id_text(value: str) -> str:
     return UnitKey.parse(text(value, MAX_NAME_CHARS, "a work unit's id")).unit_id
 
 
+def printable(text: str) -> str:
+    """`text` with spaces for the characters that can't be printed, to show it to people."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def cut(reason: str) -> str:
-    """Our own explanation, no longer than the other end accepts."""
-    return reason[:MAX_REASON_CHARS]
+    """Our own explanation, printable and no longer than the other end accepts."""
+    return printable(reason[:MAX_REASON_CHARS])
 
 
 # ----------------------------------------------------------------------- blobs and figures

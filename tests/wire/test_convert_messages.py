@@ -19,7 +19,8 @@ from smalltalk_fed.wire import convert, convert_admin, values
 from smalltalk_fed.wire.certificates import make_key, make_request, public_key_sha256
 from smalltalk_fed.wire.token import secret_sha256
 
-texts = st.text(max_size=500)
+printable = st.characters(exclude_categories=("C", "Z"), include_characters=" ")
+texts = st.text(printable, max_size=500)
 names = st.text(string.ascii_letters + string.digits + "-_.", min_size=1, max_size=64)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -45,13 +46,13 @@ units = st.builds(Unit, keys, blob_lists(5))
 results = st.builds(Result, unit_ids, blob_lists(4), figures, st.sampled_from([b"", b"s" * 64]))
 capabilities = st.builds(
     msg.Capabilities,
-    device=st.text(max_size=200),
+    device=st.text(printable, max_size=200),
     threads=st.integers(0, 2**32 - 1),
     memory_bytes=integers,
     tokens_per_s=st.floats(0, 1e12),
     corpus_digest=digests,
     corpus_bytes=integers,
-    software=st.text(max_size=200),
+    software=st.text(printable, max_size=200),
 )
 exchanges = st.builds(
     msg.Exchange,
@@ -177,6 +178,14 @@ def test_fraction_beyond_one_is_refused() -> None:
     working = pb.Working(unit_id="shard/1", fraction=1.5)
     with pytest.raises(Malformed, match="within 0 and 1"):
         convert.exchange_from_proto("n", pb.ExchangeRequest(working=working))
+
+
+@pytest.mark.parametrize("reason", ["\x1b]0;owned\x07", "two\nlines", "\u202egnirts", "\x00"])
+def test_texts_that_could_play_with_a_terminal_are_refused_and_never_sent(reason: str) -> None:
+    with pytest.raises(Malformed, match="that can't be printed"):
+        convert.leave_from_proto("n-1", pb.LeaveRequest(reason=reason))
+    ours = convert.leave_to_proto(msg.Leave("n-1", 1, reason))
+    assert convert.leave_from_proto("n-1", ours).reason.isprintable()
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])
