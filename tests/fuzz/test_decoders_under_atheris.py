@@ -1,0 +1,24 @@
+"""A few thousand executions of each decoder, coverage-guided; `make fuzz` runs for longer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fuzz import run
+from fuzz.decoders import Decoder, every_decoder
+
+
+EXECUTIONS = 3000
+TABLE = every_decoder()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not run.installed(), reason=run.MISSING)
+@pytest.mark.parametrize("decoder", TABLE.values(), ids=TABLE)
+def test_nothing_breaks_it_within_a_few_thousand_executions(
+    decoder: Decoder, tmp_path: Path
+) -> None:
+    outcome = run.fuzz(decoder, tmp_path, executions=EXECUTIONS, seconds=120)
+    assert outcome.verdict == "ok", (outcome.verdict, outcome.crash)
+    assert outcome.executions > 0
