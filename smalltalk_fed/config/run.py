@@ -178,6 +178,30 @@ class AssignmentSection(Section):
     )
 
 
+class AuditSection(Section):
+    """[audit]: results that other nodes check before they count."""
+
+    rate: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of units that another node checks, besides newcomers' first ones, odd "
+        "ones, and every collected expert, which are always checked; 0 checks nothing at all.",
+    )
+    first_units: int = Field(
+        default=2, ge=0, le=10_000, description="Units of a newcomer that are always checked."
+    )
+    sample_sequences: int = Field(
+        default=32, ge=4, le=4096, description="Sequences of each kind that a check scores again."
+    )
+    wait_s: float = Field(
+        default=600.0,
+        ge=0,
+        le=30 * 86400.0,
+        description="A check is waived, and said so, when no other node was there for so long.",
+    )
+
+
 class ComputeSection(Section):
     """[compute]: what must be the same on all nodes for a unit to give the same answer."""
 
@@ -208,6 +232,7 @@ class RunConfig(Section):
     router: RouterSection = RouterSection()
     expert: ExpertSection = ExpertSection()
     assignment: AssignmentSection = AssignmentSection()
+    audit: AuditSection = AuditSection()
     compute: ComputeSection = ComputeSection()
 
     @model_validator(mode="after")

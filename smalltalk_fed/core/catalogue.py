@@ -21,6 +21,8 @@ def outputs_of(manifest: RunManifest, key: UnitKey) -> tuple[str, ...]:
             return ("weights",)
         case UnitKind.TRAIN_EXPERT:
             return ("config", "weights") if manifest.config.expert.collects else ()
+        case UnitKind.AUDIT:
+            return ("audit",)
         case _:
             return ()
 
@@ -35,6 +37,8 @@ def size_limit(manifest: RunManifest, name: str) -> int:
         case "experts":
             chunk = manifest.config.router.chunk_sequences
             return 64 + 2 * max(chunk, manifest.heldout_sequences)
+        case "audit":  # a few scores of each sampled sequence, at most one a router and some more
+            return 64 + 2 * manifest.config.audit.sample_sequences * (manifest.experts + 8)
         case "config":
             return 1 << 16
         case "weights":

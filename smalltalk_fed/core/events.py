@@ -153,6 +153,50 @@ class SegmentsMade:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class AuditOpened:
+    """A result waits for one more opinion before it counts; `sample` says on which sequences."""
+
+    at: float
+    unit_id: str  # of the unit whose result is looked at
+    sample: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class AuditSettled:
+    """A result was found good or bad, or nobody could look at it (waived)."""
+
+    at: float
+    unit_id: str
+    verdict: str  # good, bad, waived
+    reason: str
+    figures: dict[str, float] = field(default_factory=dict)
+    wrong: tuple[str, ...] = ()  # ids of the opinions that were found wrong
+
+
+@dataclass(frozen=True)
+class NodeQuarantined:
+    """A node gave a wrong result or opinion: it gets no more work, and `undone` is done again.
+
+    `tainted`: what had been made of its results before, and stays.
+    """
+
+    at: float
+    node_id: str
+    reason: str
+    undone: tuple[str, ...] = ()
+    tainted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NodeReadmitted:
+    """The operator lets a quarantined node work again, as a newcomer."""
+
+    at: float
+    node_id: str
+
+
 Event = (
     InviteMade
     | InviteCancelled
@@ -167,6 +211,10 @@ Event = (
     | WeightsCollected
     | BlobLost
     | SegmentsMade
+    | AuditOpened
+    | AuditSettled
+    | NodeQuarantined
+    | NodeReadmitted
 )
 
 _KINDS: dict[str, type] = {
@@ -185,9 +233,14 @@ _KINDS: dict[str, type] = {
         WeightsCollected,
         BlobLost,
         SegmentsMade,
+        AuditOpened,
+        AuditSettled,
+        NodeQuarantined,
+        NodeReadmitted,
     )
 }
 _BLOB_FIELDS = ("shares", "outputs", "segments")
+_TEXT_FIELDS = ("wrong", "undone", "tainted")
 
 
 def to_json(event: Event) -> tuple[str, str]:
@@ -206,6 +259,9 @@ def from_json(kind: str, body: str) -> Event:
         for name in _BLOB_FIELDS:
             if name in fields:
                 fields[name] = tuple(BlobRef(**ref) for ref in fields[name])
+        for name in _TEXT_FIELDS:
+            if name in fields:
+                fields[name] = tuple(fields[name])
         if kind == "PhaseChanged":
             fields["trigger"], fields["phase"] = Trigger(fields["trigger"]), Phase(fields["phase"])
         event: Event = _KINDS[kind](**fields)

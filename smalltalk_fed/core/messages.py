@@ -52,6 +52,13 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Readmit:
+    """Let a quarantined node work again."""
+
+    node_id: str
+
+
+@dataclass(frozen=True)
 class Done:
     """The answer to an operator's request; `reason` says what happened."""
 
@@ -178,7 +185,18 @@ class Left:
     released: tuple[str, ...]
 
 
-Request = MakeInvite | CancelInvite | Revoke | Pause | Resume | Enrol | Join | Exchange | Leave
+Request = (
+    MakeInvite
+    | CancelInvite
+    | Revoke
+    | Readmit
+    | Pause
+    | Resume
+    | Enrol
+    | Join
+    | Exchange
+    | Leave
+)
 Answer = Done | Enrolled | Joined | Order | Left
 
 
@@ -187,12 +205,16 @@ Answer = Done | Enrolled | Joined | Order | Left
 
 @dataclass(frozen=True)
 class AssignJob:
-    """Divide the chunk of `round`: at random for round 1, then by one score block a router."""
+    """Divide the chunk of `round`: at random for round 1, then by one score block a router.
+
+    `checked`: experts whose block was audited, so that looking odd is no reason to stop.
+    """
 
     job_id: str
     round: int
     scores: tuple[BlobRef, ...] = ()
     weights: tuple[float, ...] = ()  # of the experts' shares; empty: as configured
+    checked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,7 +226,25 @@ class SegmentsJob:
     weights: tuple[float, ...] = ()
 
 
-Job = AssignJob | SegmentsJob
+@dataclass(frozen=True)
+class JudgeJob:
+    """Hold a result against other nodes' opinions of it.
+
+    `target`: the unit with the inputs that it was handed out with; `outputs`, `figures`: of
+    its result; `opinions`: unit id of the audit -> what it brought, in the order of arrival.
+    `peers`: figures of the settled audits of the other experts, by expert.
+    """
+
+    job_id: str
+    target: Unit
+    outputs: tuple[BlobRef, ...]
+    figures: dict[str, float]
+    sample: int
+    opinions: tuple[tuple[str, BlobRef], ...]
+    peers: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+Job = AssignJob | SegmentsJob | JudgeJob
 
 
 @dataclass(frozen=True)
@@ -217,12 +257,37 @@ class JobFinished:
 
 
 @dataclass(frozen=True)
+class Suspects:
+    """An `AssignJob` found score blocks that look odd: unit id -> why. Nothing was divided."""
+
+    job_id: str
+    units: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a `JudgeJob` found. `verdict`: good, bad, or open (one more opinion is needed).
+
+    `wrong`: ids of the opinions that don't fit what was found.
+    """
+
+    job_id: str
+    verdict: str
+    reason: str
+    figures: dict[str, float] = field(default_factory=dict)
+    wrong: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class JobFailed:
     """A job could not be done; `culprit` is the unit whose result was bad, if one was."""
 
     job_id: str
     reason: str
     culprit: str = ""
+
+
+Outcome = JobFinished | JobFailed | Suspects | Judged
 
 
 # ----------------------------------------------------------------------------------- Ready

@@ -1,8 +1,9 @@
 """Work units: pieces of work whose id, inputs and outputs are fixed by the run's seed.
 
 A unit id is a path such as `router_round/2/7` (expert 2, round 7), `shard/3`,
-`shard/heldout`, `train_seed`, `train_expert/2` or `evaluate/2`. Any node can do any unit:
-what it needs is named by digest in `Unit.inputs`, the rest is in the run's manifest.
+`shard/heldout`, `train_seed`, `train_expert/2` or `evaluate/2`; `audit/1/router_round/2/7` is
+the first other node's opinion on a result. Any node can do any unit, but nobody audits its
+own work: what it needs is named by digest in `Unit.inputs`, the rest is in the run's manifest.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ class UnitKind(StrEnum):
     TRAIN_SEED = "train_seed"
     TRAIN_EXPERT = "train_expert"
     EVALUATE = "evaluate"
+    AUDIT = "audit"
 
 
 HELDOUT = -1  # the `index` of the unit that routes the held-out split
+AUDITED = (UnitKind.ROUTER_ROUND, UnitKind.SHARD, UnitKind.TRAIN_EXPERT)
 
 
 @dataclass(frozen=True, order=True)
@@ -32,7 +35,8 @@ class UnitKey:
 
     kind: UnitKind
     expert: int = -1
-    index: int = 0  # round (1..T) of a router_round, slice of a shard
+    index: int = 0  # round (1..T) of a router_round, slice of a shard, number (1..) of an audit
+    target: str = ""  # id of the unit that an audit is of
 
     @property
     def unit_id(self) -> str:
@@ -44,6 +48,8 @@ class UnitKey:
                 return "shard/heldout" if self.index == HELDOUT else f"shard/{self.index}"
             case UnitKind.TRAIN_SEED:
                 return "train_seed"
+            case UnitKind.AUDIT:
+                return f"audit/{self.index}/{self.target}"
             case _:
                 return f"{self.kind}/{self.expert}"
 
@@ -63,6 +69,8 @@ class UnitKey:
                     key = cls(UnitKind.TRAIN_SEED)
                 case ["train_expert" | "evaluate" as kind, expert]:
                     key = cls(UnitKind(kind), int(expert))
+                case ["audit", number, *target] if int(number) > 0:
+                    key = audit_key(cls.parse("/".join(target)), int(number))
                 case _:
                     raise ValueError
         except ValueError:
@@ -70,6 +78,13 @@ class UnitKey:
         if key.unit_id != unit_id:  # such as leading zeros: one unit, one name
             raise Malformed(f"'{unit_id[:80]}' is not a work unit's id")
         return key
+
+
+def audit_key(target: UnitKey, number: int) -> UnitKey:
+    """The `number`th opinion (1..) on a result of `target`. Raises ValueError: none is asked for."""
+    if target.kind not in AUDITED:
+        raise ValueError(f"{target.unit_id} is not audited")
+    return UnitKey(UnitKind.AUDIT, target.expert, number, target.unit_id)
 
 
 @dataclass(frozen=True)
@@ -87,12 +102,14 @@ class Unit:
 
     `start_step` > 0: an expert goes on at this step from the input "state", the weights that
     were collected there. `weights`: the experts' shares of a slice; empty: as configured.
+    `sample`: which sequences an audit looks at; drawn after the result was in.
     """
 
     key: UnitKey
     inputs: tuple[BlobRef, ...] = ()
     start_step: int = 0
     weights: tuple[float, ...] = ()
+    sample: int = 0
 
     @property
     def unit_id(self) -> str:

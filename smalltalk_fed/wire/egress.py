@@ -110,6 +110,8 @@ BLOBS: dict[str, tuple[str, str, str]] = {
                "one log-likelihood of each sequence's prefix, to 1/32 nat", "2 bytes a sequence"),
     "experts": ("shard: once for each slice", "the expert's number for each sequence",
                 "1 or 2 bytes a sequence"),
+    "audit": ("audit: once", "log-likelihoods of a small sample of sequences under another "
+              "node's router or expert, to 1/32 nat", "2 bytes a score"),
     "config": ("train_expert: once, if the run collects experts",
                "shape of the expert, config.json", "about 1 KiB"),
     "weights": ("train_expert and train_seed: at the end, if the run collects experts or has a "

@@ -108,6 +108,7 @@ def _result_statement(
         "inputs": [_blob(ref) for ref in unit.inputs],
         "start_step": unit.start_step,
         "weights": [float(weight) for weight in unit.weights],
+        "sample": unit.sample,
         "outputs": [_blob(ref) for ref in result.outputs],
         # As they travel: an integer that a node put in arrives as a float.
         "figures": {name: float(value) for name, value in result.figures.items()},

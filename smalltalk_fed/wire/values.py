@@ -131,6 +131,7 @@ def unit_to_proto(unit: Unit) -> pb.Unit:
         inputs=[blob_to_proto(ref) for ref in unit.inputs],
         start_step=unit.start_step,
         weights=unit.weights,
+        sample=unit.sample,
     )
 
 
@@ -141,7 +142,8 @@ def unit_from_proto(unit: pb.Unit) -> Unit:
         raise TooLarge(f"a work unit has {len(unit.weights)} shares; at most {MAX_EXPERTS} can be")
     weights = tuple(number(weight, "an expert's share", 0.0) for weight in unit.weights)
     inputs = _blobs(unit.inputs, MAX_INPUTS, "a work unit")
-    return Unit(key, inputs, integer(unit.start_step, "the first step"), weights)
+    start_step = integer(unit.start_step, "the first step")
+    return Unit(key, inputs, start_step, weights, integer(unit.sample, "the audit's sample"))
 
 
 def result_to_proto(result: Result) -> pb.Result:

@@ -79,18 +79,22 @@ class JoinRequest(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ..., protocol_version: _Optional[int] = ..., signing_key: _Optional[bytes] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("node_id", "manifest", "manifest_signature", "coordinator_key", "reason")
+    __slots__ = ("node_id", "manifest", "manifest_signature", "coordinator_key", "reason", "run_addresses", "enrolment_addresses")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     COORDINATOR_KEY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    RUN_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    ENROLMENT_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     manifest: bytes
     manifest_signature: bytes
     coordinator_key: bytes
     reason: str
-    def __init__(self, node_id: _Optional[str] = ..., manifest: _Optional[bytes] = ..., manifest_signature: _Optional[bytes] = ..., coordinator_key: _Optional[bytes] = ..., reason: _Optional[str] = ...) -> None: ...
+    run_addresses: _containers.RepeatedScalarFieldContainer[str]
+    enrolment_addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, node_id: _Optional[str] = ..., manifest: _Optional[bytes] = ..., manifest_signature: _Optional[bytes] = ..., coordinator_key: _Optional[bytes] = ..., reason: _Optional[str] = ..., run_addresses: _Optional[_Iterable[str]] = ..., enrolment_addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BlobRef(_message.Message):
     __slots__ = ("name", "digest", "size")
@@ -111,16 +115,18 @@ class Figure(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Unit(_message.Message):
-    __slots__ = ("unit_id", "inputs", "start_step", "weights")
+    __slots__ = ("unit_id", "inputs", "start_step", "weights", "sample")
     UNIT_ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     START_STEP_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
     unit_id: str
     inputs: _containers.RepeatedCompositeFieldContainer[BlobRef]
     start_step: int
     weights: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, unit_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ..., start_step: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ...) -> None: ...
+    sample: int
+    def __init__(self, unit_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ..., start_step: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ..., sample: _Optional[int] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("unit_id", "outputs", "figures", "signature")
@@ -169,7 +175,7 @@ class ExchangeRequest(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ..., working: _Optional[_Union[Working, _Mapping]] = ..., finished: _Optional[_Union[Result, _Mapping]] = ..., failed: _Optional[_Union[Failure, _Mapping]] = ..., wants_work: bool = ..., collected: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
 
 class ExchangeReply(_message.Message):
-    __slots__ = ("reason", "accepted", "cancel", "unit", "stop", "heartbeat_s", "wait_s", "failed", "collected")
+    __slots__ = ("reason", "accepted", "cancel", "unit", "stop", "heartbeat_s", "wait_s", "failed", "collected", "unit_signature")
     REASON_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +185,7 @@ class ExchangeReply(_message.Message):
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     COLLECTED_FIELD_NUMBER: _ClassVar[int]
+    UNIT_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     reason: str
     accepted: str
     cancel: str
@@ -188,7 +195,8 @@ class ExchangeReply(_message.Message):
     wait_s: float
     failed: bool
     collected: int
-    def __init__(self, reason: _Optional[str] = ..., accepted: _Optional[str] = ..., cancel: _Optional[str] = ..., unit: _Optional[_Union[Unit, _Mapping]] = ..., stop: bool = ..., heartbeat_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., failed: bool = ..., collected: _Optional[int] = ...) -> None: ...
+    unit_signature: bytes
+    def __init__(self, reason: _Optional[str] = ..., accepted: _Optional[str] = ..., cancel: _Optional[str] = ..., unit: _Optional[_Union[Unit, _Mapping]] = ..., stop: bool = ..., heartbeat_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., failed: bool = ..., collected: _Optional[int] = ..., unit_signature: _Optional[bytes] = ...) -> None: ...
 
 class BlobStateRequest(_message.Message):
     __slots__ = ("digest", "name")
@@ -281,6 +289,12 @@ class RevokeRequest(_message.Message):
     node_id: str
     reason: str
     def __init__(self, node_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ReadmitRequest(_message.Message):
+    __slots__ = ("node_id",)
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    def __init__(self, node_id: _Optional[str] = ...) -> None: ...
 
 class PauseRequest(_message.Message):
     __slots__ = ("reason",)

@@ -514,6 +514,11 @@ class AdminStub(object):
                 request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.RevokeRequest.SerializeToString,
                 response_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.FromString,
                 _registered_method=True)
+        self.Readmit = channel.unary_unary(
+                '/smalltalk.v1.Admin/Readmit',
+                request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ReadmitRequest.SerializeToString,
+                response_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.FromString,
+                _registered_method=True)
         self.Pause = channel.unary_unary(
                 '/smalltalk.v1.Admin/Pause',
                 request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.PauseRequest.SerializeToString,
@@ -554,6 +559,12 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Readmit(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Pause(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -587,6 +598,11 @@ def add_AdminServicer_to_server(servicer, server):
             'Revoke': grpc.unary_unary_rpc_method_handler(
                     servicer.Revoke,
                     request_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.RevokeRequest.FromString,
+                    response_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.SerializeToString,
+            ),
+            'Readmit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Readmit,
+                    request_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ReadmitRequest.FromString,
                     response_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.SerializeToString,
             ),
             'Pause': grpc.unary_unary_rpc_method_handler(
@@ -708,6 +724,33 @@ class Admin(object):
             target,
             '/smalltalk.v1.Admin/Revoke',
             smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.RevokeRequest.SerializeToString,
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Readmit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smalltalk.v1.Admin/Readmit',
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ReadmitRequest.SerializeToString,
             smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.FromString,
             options,
             channel_credentials,
