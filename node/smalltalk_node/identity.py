@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.errors import UserError
 from smalltalk_fed.wire import certificates
 from smalltalk_fed.wire.secret_files import private_folder, read_secret, write_secret
@@ -99,8 +100,11 @@ class NodeFolder:
                 "from the run's organiser."
             )
         try:
-            return Identity(**json.loads(read_secret(path, "who this node is")))
-        except (ValueError, TypeError):
+            identity = Identity(**json.loads(read_secret(path, "who this node is")))
+            if odd := wrong_field(identity):
+                raise ValueError(odd)
+            return identity
+        except (RecursionError, ValueError, TypeError):
             raise UserError(f"{path} is damaged; join again in a new folder.") from None
 
     def keep_identity(self, identity: Identity) -> None:
@@ -121,7 +125,10 @@ class NodeFolder:
         that comes out of a backup does not repeat numbers.
         """
         path = self.path / "incarnation"
-        last = int(path.read_bytes()) if path.exists() else 0
+        try:
+            last = int(path.read_bytes()[:20]) if path.exists() else 0
+        except ValueError:
+            raise UserError(f"{path} is damaged; join again in a new folder.") from None
         incarnation = max(last + 1, int(now))
         write_secret(path, str(incarnation).encode())
         return incarnation

@@ -18,7 +18,7 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.shapes import ModelShape
 from smalltalk_fed.core.units import HELDOUT, UnitKey, UnitKind
 from smalltalk_fed.errors import PeerError
-from smalltalk_fed.host.assemble import _checked_config
+from smalltalk_fed.config.model_config import check_expert_config, model_config
 from smalltalk_fed.mixture.idlists import decode_experts, decode_ids, encode_experts, encode_ids
 from smalltalk_fed.mixture.scores import decode_scores, encode_scores
 from smalltalk_fed.wire.certificates import (
@@ -93,11 +93,14 @@ def _weights_in_torch(data: bytes) -> object:
 
 
 def _config() -> bytes:
-    return json.dumps({"model_type": "llama", "hidden_size": 8}).encode()
+    manifest = make_manifest()
+    run = manifest.config
+    table = model_config(run.expert.model, manifest.vocabulary, run.sequence.length)
+    return json.dumps(table).encode()
 
 
 def _expert_config(data: bytes) -> object:
-    return _checked_config(data, 0)
+    return check_expert_config(make_manifest(), data)
 
 
 def _certificate(data: bytes) -> object:

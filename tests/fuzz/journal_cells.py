@@ -21,7 +21,7 @@ from smalltalk_fed.core import events as ev
 from smalltalk_fed.host import journal as journals
 from smalltalk_fed.host.chain import link
 from smalltalk_fed.host.journal import Journal
-from smalltalk_fed.host.offline import read_ledger
+from smalltalk_fed.telemetry.ledger import Ledger
 
 CELLS = {
     "meta": ("value",),
@@ -64,9 +64,13 @@ def changed_journal(place: Path, data: bytes) -> object:
     journal = Journal(path, create=False)
     try:
         snapshots = [snapshot.data for snapshot in journal.snapshots()]
-        return journal.last_at, list(journal.events()), snapshots, read_ledger(journal).totals()
+        return journal.last_at, list(journal.events()), snapshots, _ledger(journal)
     finally:
         journal.close()
+
+
+def _ledger(journal: Journal) -> dict[str, int]:
+    return Ledger.from_json(journal.get("ledger") or []).totals()
 
 
 def _change(path: Path, data: bytes) -> None:
