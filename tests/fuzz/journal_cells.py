@@ -58,7 +58,8 @@ def _template(place: Path) -> Path:
 def changed_journal(place: Path, data: bytes) -> object:
     """Open the changed journal and read all of it, as a start and an audit do."""
     path = place / "journal.sqlite"
-    path.unlink(missing_ok=True)
+    for name in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        name.unlink(missing_ok=True)
     shutil.copyfile(_template(place), path)
     _change(path, data)
     journal = Journal(path, create=False)

@@ -39,7 +39,7 @@ from smalltalk_fed.wire.certificates import (
     verify_issued_by,
 )
 from smalltalk_fed.wire.signing import verify_manifest
-from smalltalk_fed.wire.values import digest_from_proto
+from smalltalk_fed.wire.values import MAX_NAME_CHARS, digest_from_proto, text
 
 NOW = 1_800_000_000.0
 # Messages that nothing is read out of, or that only our own programs make for our own operator.
@@ -150,6 +150,11 @@ def _requests() -> list[tuple[type[Message], Read, list[Message]]]:
         ),
         (pb.CancelInviteRequest, admin.cancel_invite_from_proto, [pb.CancelInviteRequest(prefix="a1")]),
         (pb.RevokeRequest, admin.revoke_from_proto, [pb.RevokeRequest(node_id="n-1", reason="lost")]),
+        (
+            pb.ReadmitRequest,
+            lambda asked: text(asked.node_id, MAX_NAME_CHARS, "the node's id"),
+            [pb.ReadmitRequest(node_id="n-1")],
+        ),
         (pb.PauseRequest, admin.pause_from_proto, [pb.PauseRequest(reason="holiday")]),
     ]  # fmt: skip
 
