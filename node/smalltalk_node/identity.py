@@ -30,6 +30,7 @@ from smalltalk_fed.wire.signing import SigningKey
 
 DEFAULT_FOLDER = Path("~/.smalltalk/node")
 NODE_FILE = "node.json"
+INCARNATION_MAX = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class NodeFolder:
         path = self.path / "incarnation"
         try:
             last = int(path.read_bytes()[:20]) if path.exists() else 0
+            if not 0 <= last < INCARNATION_MAX:
+                raise ValueError
         except ValueError:
             raise UserError(f"{path} is damaged; join again in a new folder.") from None
         incarnation = max(last + 1, int(now))
