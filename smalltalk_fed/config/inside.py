@@ -12,7 +12,7 @@ from pathlib import Path
 
 from smalltalk_fed.errors import DataError, UserError, shown
 
-_NOT_IN_NAMES = frozenset('\\:\0')
+_NOT_IN_NAMES = frozenset("\\:\0")
 
 
 def below(folder: Path, name: str, error: type[UserError] = DataError) -> Path:

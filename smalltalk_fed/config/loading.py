@@ -59,7 +59,9 @@ def _apply(table: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"--set {shown(setting)}: write it as section.key=value, such as run.seed=2.")
+        raise ConfigError(
+            f"--set {shown(setting)}: write it as section.key=value, such as run.seed=2."
+        )
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except _NO_TOML:

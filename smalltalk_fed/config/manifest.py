@@ -51,7 +51,7 @@ class SplitManifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shards: tuple[ShardEntry, ...]
+    shards: tuple[ShardEntry, ...] = Field(fail_fast=True)
     documents: int = Field(ge=0, le=MAX_SEQUENCES)
 
     @property

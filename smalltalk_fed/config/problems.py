@@ -18,4 +18,6 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     """Where the first mistake is (empty: in the whole) and what it is."""
     problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part)[:WHERE_CHARS] for part in problem["loc"])
-    return shown(where, WHERE_CHARS), shown(problem["msg"].removeprefix("Value error, "), WHAT_CHARS)
+    return shown(where, WHERE_CHARS), shown(
+        problem["msg"].removeprefix("Value error, "), WHAT_CHARS
+    )

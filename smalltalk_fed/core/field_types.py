@@ -20,14 +20,15 @@ Check = Callable[[Any], bool]
 
 def wrong_field(value: Any) -> str:
     """Name of the first field of a dataclass that holds something else; empty if none does."""
-    for name, check in _checks(type(value)):
+    kind: Any = type(value)
+    for name, check in _checks(kind):
         if not check(getattr(value, name)):
             return name
     return ""
 
 
 @functools.cache
-def _checks(kind: type) -> tuple[tuple[str, Check], ...]:
+def _checks(kind: Any) -> tuple[tuple[str, Check], ...]:
     hints = get_type_hints(kind)
     return tuple((field.name, _check(hints[field.name])) for field in fields(kind))
 
@@ -49,9 +50,10 @@ def _check(annotation: Any) -> Check:
         return lambda value: _integer(value) or (type(value) is float and math.isfinite(value))
     if annotation is int:
         return _integer
-    if is_dataclass(annotation):
-        return lambda value: isinstance(value, annotation) and not wrong_field(value)
-    return lambda value: isinstance(value, annotation)
+    kind: type = annotation
+    if is_dataclass(kind):
+        return lambda value: type(value) is kind and not wrong_field(value)
+    return lambda value: isinstance(value, kind)
 
 
 def _integer(value: Any) -> bool:

@@ -25,9 +25,7 @@ class Fields:
         """Raises DataError if one of the fields is not among those that are `there`."""
         for name in self.names:
             if name not in there:
-                raise DataError(
-                    f"{where}: there is no field '{name}'; it has {_list(there)}."
-                )
+                raise DataError(f"{where}: there is no field '{name}'; it has {_list(there)}.")
 
     def take(self, record: Mapping[str, object], where: str) -> tuple[str, str | None, str | None]:
         """Text, label and split of a record.

@@ -57,6 +57,7 @@ def write_snapshot(db: sqlite3.Connection, path: Path, up_to: int, packed: bytes
         kept = [snapshot.up_to for snapshot in good_snapshots(db, path)][:KEPT]
         db.execute(f"DELETE FROM snapshots WHERE up_to NOT IN ({','.join('?' * len(kept))})", kept)
 
+
 def _whole(body: object, sha256: object) -> bytes | None:
     """What a snapshot's body holds; None if it is not what was written."""
     if not isinstance(body, bytes) or hashlib.sha256(body).digest() != sha256:
@@ -65,4 +66,3 @@ def _whole(body: object, sha256: object) -> bytes | None:
         return unpack(body)
     except ValueError:
         return None
-

@@ -81,9 +81,7 @@ def decode_experts(data: bytes, expected_n: int, experts: int) -> NDArray[np.int
             f"the expert list holds {numbers.size} sequences where {expected_n} are expected"
         )
     if numbers.size and int(numbers.max()) >= experts:
-        raise BadBlob(
-            f"the expert list names expert {int(numbers.max())}, but there are {experts}"
-        )
+        raise BadBlob(f"the expert list names expert {int(numbers.max())}, but there are {experts}")
     return numbers.astype(np.int32)
 
 

@@ -78,10 +78,10 @@ class MixtureManifest(BaseModel):
     vocabulary: int = Field(ge=2, le=MAX_VOCABULARY)
     tokenizer_sha256: str = Field(pattern=_SHA256)
     router_shape: ModelShape
-    routers: tuple[RouterEntry, ...] = Field(min_length=1, max_length=MAX_EXPERTS)
-    experts: tuple[ExpertEntry, ...] = Field(min_length=1, max_length=MAX_EXPERTS)
+    routers: tuple[RouterEntry, ...] = Field(min_length=1, max_length=MAX_EXPERTS, fail_fast=True)
+    experts: tuple[ExpertEntry, ...] = Field(min_length=1, max_length=MAX_EXPERTS, fail_fast=True)
     # The prior: argmax_e (score_e - price_e); zeros for a uniform one.
-    prices: tuple[FiniteFloat, ...] = Field(max_length=MAX_EXPERTS)
+    prices: tuple[FiniteFloat, ...] = Field(max_length=MAX_EXPERTS, fail_fast=True)
     provenance: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
 
@@ -117,7 +117,8 @@ def read_mixture(folder: Path) -> MixtureManifest:
         version = json.loads(data).get("format_version")
         if version != 1:
             raise MixtureError(
-                f"{path} has format version {shown(repr(version))}, this version of smalltalk-fed reads 1."
+                f"{path} has format version {shown(repr(version))}, this version of smalltalk-fed "
+                "reads 1."
             )
         manifest = MixtureManifest.model_validate_json(data)
     except FileNotFoundError:
@@ -195,4 +196,3 @@ def _check_file(folder: Path, name: str, digest: str, what: str) -> None:
             f"the {what} {folder / name} is not the one that this mixture was made with; copy "
             "the whole mixture again."
         )
-

@@ -42,9 +42,7 @@ def test_a_routers_size_is_what_its_file_holds_not_what_is_claimed(
         {"_attn_implementation": "somebody/kernel"},
     ],
 )
-def test_an_experts_configuration_names_no_code(
-    mixture: Path, changes: dict[str, object]
-) -> None:
+def test_an_experts_configuration_names_no_code(mixture: Path, changes: dict[str, object]) -> None:
     change_config(mixture, 1, **changes)
     with pytest.raises(MixtureError, match="would run code"):
         Mixture.load(mixture).expert(1)

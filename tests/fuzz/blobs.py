@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from fuzz.decoders import Decoder
+from fuzz.messages import NOW, authority, request
 from safetensors.numpy import save
 from support.core_world import make_manifest
 
-from fuzz.decoders import Decoder
-from fuzz.messages import NOW, authority, request
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.config.model_config import check_expert_config, model_config
 from smalltalk_fed.config.shapes import ModelShape
 from smalltalk_fed.core.units import HELDOUT, UnitKey, UnitKind
 from smalltalk_fed.errors import PeerError
-from smalltalk_fed.config.model_config import check_expert_config, model_config
 from smalltalk_fed.mixture.idlists import decode_experts, decode_ids, encode_experts, encode_ids
 from smalltalk_fed.mixture.scores import decode_scores, encode_scores
 from smalltalk_fed.wire.certificates import (

@@ -16,14 +16,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from smalltalk_node.identity import Identity, NodeFolder
-from support.core_world import blob, make_manifest
-from support.tiny_run import write_tiny_corpus
-
 from fuzz import blobs
 from fuzz.decoders import Decoder
 from fuzz.journal_cells import changed_journal, journal_seeds
 from fuzz.messages import authority, states
+from smalltalk_node.identity import Identity, NodeFolder
+from support.core_world import blob, make_manifest
+from support.tiny_run import write_tiny_corpus
+
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.config.shapes import PRESETS
 from smalltalk_fed.core import events as ev

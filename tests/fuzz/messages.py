@@ -12,10 +12,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from fuzz.decoders import Decoder
 from google.protobuf.message import DecodeError, Message
 from support.core_world import blob, make_manifest
 
-from fuzz.decoders import Decoder
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
@@ -148,15 +148,23 @@ def _requests() -> list[tuple[type[Message], Read, list[Message]]]:
             admin.invite_from_proto,
             [admin.invite_to_proto(msg.MakeInvite("a" * 64, NOW, 3, "box"))],
         ),
-        (pb.CancelInviteRequest, admin.cancel_invite_from_proto, [pb.CancelInviteRequest(prefix="a1")]),
-        (pb.RevokeRequest, admin.revoke_from_proto, [pb.RevokeRequest(node_id="n-1", reason="lost")]),
+        (
+            pb.CancelInviteRequest,
+            admin.cancel_invite_from_proto,
+            [pb.CancelInviteRequest(prefix="a1")],
+        ),
+        (
+            pb.RevokeRequest,
+            admin.revoke_from_proto,
+            [pb.RevokeRequest(node_id="n-1", reason="lost")],
+        ),
         (
             pb.ReadmitRequest,
             lambda asked: text(asked.node_id, MAX_NAME_CHARS, "the node's id"),
             [pb.ReadmitRequest(node_id="n-1")],
         ),
         (pb.PauseRequest, admin.pause_from_proto, [pb.PauseRequest(reason="holiday")]),
-    ]  # fmt: skip
+    ]
 
 
 def _replies() -> list[tuple[type[Message], Read, list[Message]]]:

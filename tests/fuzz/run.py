@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[2]
 ONE_INPUT_S = 10  # longer than this is a hang
 RSS_MB = 2048
 LONGEST_BYTES = 4096
-MISSING = "atheris is not installed; `pip install atheris` (Linux, CPython 3.11 or newer) or extra `fuzz`"
+MISSING = (
+    "atheris is not installed; `pip install atheris` (Linux, CPython 3.11 or newer) or extra `fuzz`"
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def _place() -> Iterator[Path]:
 
 def _dictionary(decoder: Decoder) -> str:
     """Words of the seeds, which libFuzzer puts in here and there."""
-    words = {word for seed in decoder.seeds for word in re.findall(rb"[A-Za-z_][\w/.-]{2,30}", seed)}
+    words = {
+        word for seed in decoder.seeds for word in re.findall(rb"[A-Za-z_][\w/.-]{2,30}", seed)
+    }
     return "".join(f'"{word.decode("ascii", "ignore")}"\n' for word in sorted(words)[:200])
 
 

@@ -10,11 +10,10 @@ import copy
 import json
 from typing import Any
 
+from fuzz.decoders import Decoder
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
-
-from fuzz.decoders import Decoder
 
 AWKWARD = (
     b"\0", b"\xff" * 8, b"\x7f" + b"\xff" * 7, b"\n", b"\x1b[2J", b"[" * 3000, b"{" * 10,

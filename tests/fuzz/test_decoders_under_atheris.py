@@ -8,7 +8,6 @@ import pytest
 from fuzz import run
 from fuzz.decoders import Decoder, every_decoder
 
-
 EXECUTIONS = 3000
 TABLE = every_decoder()
 

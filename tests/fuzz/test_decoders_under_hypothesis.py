@@ -18,7 +18,7 @@ from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire import convert, convert_admin
 
 TABLE = every_decoder()
-EXAMPLES = 40
+EXAMPLES = 25
 LARGE_BYTES = 1 << 16
 each = pytest.mark.parametrize("decoder", TABLE.values(), ids=TABLE)
 each_json = pytest.mark.parametrize(

@@ -47,6 +47,6 @@ def test_no_link_or_detour_leads_a_backup_into_the_run_folder(tmp_path: Path, na
     (tmp_path / "link").symlink_to(tmp_path / "run")
     (tmp_path / "other").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="inside the run folder|is not empty"):
+    with pytest.raises(UserError, match=r"inside the run folder|is not empty"):
         backup(run, tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == before

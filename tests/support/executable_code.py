@@ -38,7 +38,9 @@ def starts_processes(source: str) -> bool:
     tree = ast.parse(source)
     imported = {module for _, module in _imported(tree)}
     return any(
-        module == own or module.startswith(f"{own}.") for module in imported for own in OWN_PROCESSES
+        module == own or module.startswith(f"{own}.")
+        for module in imported
+        for own in OWN_PROCESSES
     )
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from types import FrameType
 
 OURS = ("smalltalk_fed", "smalltalk_node", "smalltalk_coordinator")
-_notes = open(  # noqa: SIM115, PTH123  (for the life of the process, before anything else)
-    os.path.join(os.environ["WATCHED_NOTES"], f"{os.getpid()}.jsonl"), "a", buffering=1  # noqa: PTH118
-)
+_notes = Path(os.environ["WATCHED_NOTES"], f"{os.getpid()}.jsonl").open("a", buffering=1)  # noqa: SIM115
 _busy = False
 
 
@@ -50,7 +49,7 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
     _busy = True
     try:
         what = [str(argument)[:100] for argument in arguments]
-        program = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""  # noqa: PTH119
+        program = Path(sys.argv[0]).name if getattr(sys, "argv", None) else ""
         _notes.write(json.dumps([program, event, what, modules]) + "\n")
     finally:
         _busy = False
