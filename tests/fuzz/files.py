@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -71,8 +72,13 @@ TOKENIZER = {
 def place() -> Path:
     """A folder for this process' files, gone at its end."""
     made = Path(tempfile.mkdtemp(prefix="smalltalk-fuzz-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    atexit.register(_remove, made, os.getpid())
     return made
+
+
+def _remove(made: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not a fork of it
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def decoders() -> list[Decoder]:

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of decoders: `make fuzz MINUTES=10 ARGS="--at-once 2"`.
 
-Every decoder of the table runs in a process of its own (`child`), as long as asked; what it
+Every decoder of the table runs in a fork of its own (`child`), as long as asked; what it
 learned stays in `build/fuzz/NAME/corpus` for the next time. An input that breaks one is kept
 in `build/fuzz/NAME/crash-*`; copy it to `tests/fuzz/cases/NAME/`, where every test run feeds
 it again, and mend the decoder. Exit code 1 if there was one.
@@ -9,18 +9,19 @@ it again, and mend the decoder. Exit code 1 if there was one.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
+import queue
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from fuzz.decoders import CASES, Decoder, every_decoder
 
@@ -50,46 +51,76 @@ def installed() -> bool:
     return importlib.util.find_spec("atheris") is not None
 
 
-def fuzz(decoder: Decoder, folder: Path, seconds: int = 0, executions: int = 0) -> Outcome:
-    """Fuzz one decoder for so long, or so often; whichever is over first. 0: no limit."""
-    corpus = folder / "corpus"
-    corpus.mkdir(parents=True, exist_ok=True)
-    (folder / "seeds").mkdir(exist_ok=True)
+class Fuzzer:
+    """A process that fuzzes one decoder after the other. Use as a context manager."""
+
+    def __enter__(self) -> Fuzzer:
+        memory = Path("/dev/shm")  # decoders of files write thousands of them a second
+        where = memory if os.access(memory, os.W_OK) else None
+        self._place = tempfile.TemporaryDirectory(prefix="smalltalk-fuzz-", dir=where)
+        path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "fuzz.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path, "TMPDIR": self._place.name},
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.communicate()  # it ends with its input
+        self._place.cleanup()
+
+    def fuzz(
+        self, decoder: Decoder, folder: Path, seconds: int = 0, executions: int = 0
+    ) -> Outcome:
+        """Fuzz one decoder for so long, or so often; whichever is over first. 0: no limit."""
+        corpus, log = folder / "corpus", folder / "log"
+        code = self._do(
+            {"name": decoder.name, "log": str(log)}
+            | {
+                "flags": [
+                    *_inputs(decoder, folder),
+                    *(f"-timeout={ONE_INPUT_S}", f"-rss_limit_mb={RSS_MB}", "-print_final_stats=1"),
+                    *([f"-max_total_time={seconds}"] if seconds else []),
+                    *([f"-runs={executions}"] if executions else []),
+                ]
+            }
+        )
+        said = log.read_text(errors="replace")
+        return Outcome(
+            decoder.name,
+            _last_number(r"^Done \d+ runs in (\d+) second", said),
+            _last_number(r"^stat::number_of_executed_units: *(\d+)", said),
+            sum(1 for _ in corpus.iterdir()),
+            "ok" if code == "0" else _why(said),
+            next(iter(re.findall(r"Test unit written to (\S+)", said)), ""),
+        )
+
+    def _do(self, order: dict[str, Any]) -> str:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(json.dumps(order) + "\n")
+        self._child.stdin.flush()
+        return self._child.stdout.readline().strip() or "the fuzzing process ended"
+
+
+def _inputs(decoder: Decoder, folder: Path) -> list[str]:
+    """Where inputs come from and go to."""
+    for name in ("corpus", "seeds"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate((*decoder.seeds, *decoder.cases)):
         (folder / "seeds" / str(number)).write_bytes(seed)
-    (folder / "words").write_text(_dictionary(decoder))
+    words = _dictionary(decoder)
+    (folder / "words").write_text(words)
     longest = max([LONGEST_BYTES, *(2 * len(seed) for seed in decoder.seeds)])
-    command = [
-        *(sys.executable, "-m", "fuzz.child", decoder.name, str(corpus), str(folder / "seeds")),
-        *(f"-artifact_prefix={folder}/", f"-dict={folder / 'words'}", f"-max_len={longest}"),
-        *(f"-timeout={ONE_INPUT_S}", f"-rss_limit_mb={RSS_MB}", "-print_final_stats=1"),
-        *([f"-max_total_time={seconds}"] if seconds else []),
-        *([f"-runs={executions}"] if executions else []),
+    return [
+        *(str(folder / "corpus"), str(folder / "seeds")),
+        *(f"-artifact_prefix={folder}/", f"-max_len={longest}", "-len_control=0"),
+        *([f"-dict={folder / 'words'}"] if words else []),
     ]
-    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    with _place() as place, (folder / "log").open("w+b") as log:
-        env = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(place)}
-        code = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, check=False
-        ).returncode
-    said = (folder / "log").read_text(errors="replace")
-    return Outcome(
-        decoder.name,
-        _last_number(r"^Done \d+ runs in (\d+) second", said),
-        _last_number(r"^stat::number_of_executed_units: *(\d+)", said),
-        sum(1 for _ in corpus.iterdir()),
-        "ok" if code == 0 else _why(said),
-        next(iter(re.findall(r"Test unit written to (\S+)", said)), ""),
-    )
-
-
-@contextmanager
-def _place() -> Iterator[Path]:
-    """For the child's files; in memory where there is such a place, it writes thousands."""
-    memory = Path("/dev/shm")
-    where = memory if os.access(memory, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="smalltalk-fuzz-", dir=where) as place:
-        yield Path(place)
 
 
 def _dictionary(decoder: Decoder) -> str:
@@ -130,15 +161,24 @@ def main() -> int:
         return 2
     chosen = [table[name] for name in options.names or table]
 
-    def work(decoder: Decoder) -> Outcome:
-        folder = options.out / decoder.name.replace(" ", "-")
-        return fuzz(decoder, folder, max(1, round(60 * options.minutes)), options.executions)
+    left: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+    for decoder in chosen:
+        left.put(decoder)
 
-    good = True
+    def work(_: int) -> bool:
+        good = True
+        with Fuzzer() as fuzzer, contextlib.suppress(queue.Empty):
+            while True:
+                decoder = left.get_nowait()
+                folder = options.out / decoder.name.replace(" ", "-")
+                seconds = max(1, round(60 * options.minutes))
+                outcome = fuzzer.fuzz(decoder, folder, seconds, options.executions)
+                good = good and outcome.verdict == "ok"
+                _tell(outcome, options.json)
+        return good
+
     with ThreadPoolExecutor(options.at_once) as pool:
-        for outcome in pool.map(work, chosen):
-            good = good and outcome.verdict == "ok"
-            _tell(outcome, options.json)
+        good = all(list(pool.map(work, range(options.at_once))))
     return 0 if good else 1
 
 
