@@ -8,7 +8,7 @@
     │   ├── Unauthenticated  no valid certificate, token or signature
     │   ├── Forbidden        known, but not allowed to do this
     │   ├── Refused          well formed, but not acceptable now (says why)
-    │   ├── Malformed        bytes or fields that can't be read
+    │   ├── Malformed        bytes or fields that can't be read (BadBlob: a blob's layout)
     │   ├── TooLarge         over a limit that the manifest implies
     │   └── SlowDown         too much at a time; the same again later is welcome
     ├── WorldError       disk full, port in use, nobody answers                exit code 4
@@ -17,10 +17,16 @@
 
 Rules: a message is one sentence that says what was wrong, where, and what to do; `hint` is
 the gRPC status name that a carrier answers with, so that no layer below the programs knows
-gRPC. This module raises nothing and formats nothing.
+gRPC. What others wrote stands in a message only as `shown`, or they could write into another's
+terminal or log. This module raises nothing.
 """
 
 from __future__ import annotations
+
+
+def shown(text: str, limit: int = 80) -> str:
+    """What somebody else wrote, as it may stand in a sentence: cut, and printable throughout."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:limit])
 
 
 class SmalltalkError(Exception):
@@ -74,6 +80,10 @@ class Malformed(PeerError):
     """Bytes or fields that can't be read."""
 
     hint = "INVALID_ARGUMENT"
+
+
+class BadBlob(Malformed, ValueError):
+    """Bytes that don't follow their layout; also a ValueError, as in all of `mixture`."""
 
 
 class TooLarge(PeerError):

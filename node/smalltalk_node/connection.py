@@ -33,13 +33,14 @@ from smalltalk_fed.wire.certificates import (
     to_pem,
 )
 from smalltalk_fed.wire.limits import WAIT_KEY
-from smalltalk_fed.wire.values import cut, printable
+from smalltalk_fed.wire.values import cut
 from smalltalk_node.identity import Identity, NodeFolder
 from smalltalk_node.outgoing import Outgoing
 
 CALL_TIMEOUT_S = 30.0
 EXPLAIN_TIMEOUT_S = 5.0
 EXPLAIN_EVERY_S = 20.0
+DETAILS_CHARS_MAX = 2000
 WAIT_MAX_S = 600.0  # whatever a coordinator says
 MESSAGE_BYTES_MAX = 2 << 20
 OPTIONS = (
@@ -81,7 +82,7 @@ class NoAnswer(WorldError):
 
 def error_of(error: grpc.RpcError, address: str) -> SmalltalkError:
     """The error of ours that a failed call stands for."""
-    code, details = error.code(), printable(error.details() or "")
+    code, details = error.code(), errors.shown(error.details() or "", DETAILS_CHARS_MAX)
     if code in _NO_ANSWER:
         # Our side found the handshake wrong; an alert would be the other side's verdict on us.
         if "SSL_ERROR_SSL" in details and "ALERT" not in details:

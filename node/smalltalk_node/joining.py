@@ -15,7 +15,14 @@ from pathlib import Path
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.messages import Join
 from smalltalk_fed.data.corpus import TokenCorpus
-from smalltalk_fed.errors import DataError, SlowDown, Unauthenticated, UserError, WorldError
+from smalltalk_fed.errors import (
+    DataError,
+    Malformed,
+    SlowDown,
+    Unauthenticated,
+    UserError,
+    WorldError,
+)
 from smalltalk_fed.wire.certificates import certificate_facts, make_request
 from smalltalk_fed.wire.convert import Welcome
 from smalltalk_fed.wire.signing import verify_manifest
@@ -106,7 +113,7 @@ def checked_manifest(welcome: Welcome, identity: Identity, corpus: TokenCorpus) 
 
     Raises:
         Unauthenticated: it is not signed, or by another coordinator than the first time.
-        Malformed: it can't be read.
+        Malformed: it can't be read, or contradicts the corpus that it names.
         DataError: the corpus at hand is not the run's.
     """
     verify_manifest(welcome.coordinator_key, welcome.manifest, welcome.manifest_signature)
@@ -126,6 +133,9 @@ def checked_manifest(welcome: Welcome, identity: Identity, corpus: TokenCorpus) 
             f"the corpus in {corpus.folder} has another tokenizer than the run; prepare it with "
             "the run's tokenizer, or copy the run's corpus."
         )
+    said = manifest.train_sequences, manifest.heldout_sequences, manifest.config.sequence.length
+    if said != (len(corpus.train), len(corpus.heldout), ours.sequence_tokens):
+        raise Malformed("the run's manifest contradicts the corpus that it names")
     return manifest
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.config.model_config import CONFIG_BYTES_MAX, model_config
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKind
 from smalltalk_fed.errors import Malformed, Refused, TooLarge, WorldError
 from smalltalk_fed.mixture.idlists import decode_experts, decode_ids
@@ -29,8 +30,6 @@ from smalltalk_node.folders import (
     metrics_folder,
     unit_folder,
 )
-
-CONFIG_BYTES_MAX = 1 << 16
 
 Output = bytes | Path
 OnProgress = Callable[[float, dict[str, float]], None]
@@ -271,8 +270,6 @@ class _Work:
 
 def expert_config(manifest: RunManifest) -> bytes:
     """config.json of this run's experts, the same bytes on every node."""
-    from smalltalk_fed.model.build import model_config
-
     config = manifest.config
     if config.expert.init not in ("fresh", "seed"):
         data = (Path(config.expert.init) / CONFIG_FILE).read_bytes()

@@ -12,10 +12,11 @@ from typing import Any
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.state import HardState, Invite, Node, PastRound
 from smalltalk_fed.core.units import BlobRef
-from smalltalk_fed.errors import WorldError
+from smalltalk_fed.errors import WorldError, shown
 
 FORMAT_VERSION = 1
 
@@ -75,8 +76,11 @@ def from_json(manifest: RunManifest, data: dict[str, Any]) -> HardState:
             state.collected[each["unit_id"]] = (*before, _event(ev.WeightsCollected, each))
         for unit_id, states in data["lineage"].items():
             state.lineage[unit_id] = {step: BlobRef(**ref) for step, ref in states}
-    except (KeyError, TypeError, ValueError) as error:
-        raise WorldError(f"a snapshot of the run's state can't be read ({error})") from None
+        if odd := wrong_field(state):
+            raise ValueError(f"its '{odd}' is not what it must be")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        why = shown(str(error), 200)
+        raise WorldError(f"a snapshot of the run's state can't be read ({why})") from None
     return state
 
 

@@ -194,7 +194,7 @@ def _events(path: Path, after: int) -> Iterator[ev.Event]:
             finally:
                 db.close()
         for number, kind, body in rows:
-            yield ev.from_json(kind.decode(), body.decode())
+            yield ev.from_row(kind, body)
             after = number
         if len(rows) < BATCH_EVENTS:
             return

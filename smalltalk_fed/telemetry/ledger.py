@@ -13,7 +13,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from smalltalk_fed.errors import WorldError
 
 FRAME_BYTES = 5  # gRPC's prefix of each message: a flag and a length
 
@@ -143,7 +145,29 @@ class Ledger:
 
     @classmethod
     def from_json(cls, rows: Iterable[dict[str, Any]]) -> Ledger:
-        """The ledger that `to_json` wrote."""
+        """The ledger that `to_json` wrote.
+
+        Raises:
+            WorldError: it wrote something else.
+        """
         ledger = cls()
-        ledger.merge(Row(**row) for row in rows)
+        try:
+            for row in rows:
+                ledger.merge([_checked(Row(**row))])
+        except (TypeError, ValueError):
+            raise WorldError(
+                "the byte ledger can't be read; it is damaged, or another version wrote it"
+            ) from None
         return ledger
+
+
+def _checked(row: Row) -> Row:
+    texts = (row.node_id, row.kind, row.direction, row.category)
+    counts = (row.messages, row.bytes)
+    if not all(type(text) is str for text in texts) or not all(
+        type(count) is int and 0 <= count < 2**63 for count in counts
+    ):
+        raise TypeError("a line holds something else")
+    if row.direction not in get_args(Direction) or row.category not in get_args(Category):
+        raise ValueError("a line is of no known kind")
+    return row
