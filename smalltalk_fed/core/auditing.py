@@ -5,8 +5,8 @@ secret share of all others are audited; with fewer than two nodes, or `audit.rat
 An opinion goes to the judge (`jobs.judge_job`, computed by the host); not good at once means
 that one more is asked for. Who was found wrong is quarantined. Where no node that may look was
 here for `audit.wait_s`, a result counts all the same, and that is said; not if somebody
-doubted it: then it is done again, and nobody is blamed. A wrong expert that several nodes worked on is the
-fault of its last one only if that one was doubted before.
+doubted it: then it is done again, and nobody is blamed. A wrong expert that several nodes
+worked on is the fault of its last one only if that one was doubted before.
 """
 
 from __future__ import annotations

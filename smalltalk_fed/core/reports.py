@@ -4,8 +4,8 @@ Rules: everything was checked before (`results.check_exchange`), so nothing rais
 unit is accepted once; whoever comes later hears that it counts and stops. A node that works
 on a unit keeps it, also after a restart of the coordinator or after its lease ran out,
 unless others hold it already as often as the run allows. An opinion that nobody asks for any
-more is dropped without a fuss. A failure counts for a node that had the unit. In a paused run a node is told to
-put its unit down; its checkpoint stays with it.
+more is dropped without a fuss. A failure counts for a node that had the unit. In a paused run
+a node is told to put its unit down; its checkpoint stays with it.
 """
 
 from __future__ import annotations

@@ -83,9 +83,7 @@ def barred(state: HardState, key: UnitKey) -> set[str]:
     return {audit.node_id, *audit.opinions.values(), *audit.wrong.values()}
 
 
-def may_audit(
-    state: HardState, leases: Leases, key: UnitKey, nodes: Iterable[str]
-) -> str | None:
+def may_audit(state: HardState, leases: Leases, key: UnitKey, nodes: Iterable[str]) -> str | None:
     """The first of `nodes` that may give this opinion, or None."""
     out = barred(state, key) | _tried(leases, key)
     return next((node for node in nodes if node not in out), None)

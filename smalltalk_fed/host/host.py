@@ -76,9 +76,7 @@ class Host:
         self.clock = clock
         self.blobs = BlobStore(blob_folder)
         self.blobs.clean()
-        self.coordinator, self._snapshot_at = recover(
-            manifest, journal, clock.now(), audit_secret
-        )
+        self.coordinator, self._snapshot_at = recover(manifest, journal, clock.now(), audit_secret)
         self._journal = journal
         # A thread of its own: a commit must not queue behind uploads that are written.
         self._commits = ThreadPoolExecutor(1, "journal")
