@@ -96,6 +96,7 @@ class World:
     secret: bytes = b"drawn with this"
     odd: dict[str, str] = field(default_factory=dict)  # units that the next division suspects
     jobs: list[msg.Job] = field(default_factory=list)
+    asked_for: list[msg.Job] = field(default_factory=list)  # all jobs ever
     _conversations: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
@@ -141,7 +142,9 @@ class World:
         if isinstance(job, msg.JudgeJob):
             return judge(self.manifest, job)
         if isinstance(job, msg.AssignJob):
-            odd = {u: why for u, why in self.odd.items() if int(u.split("/")[1]) not in job.checked}
+            blocks = {e: f"router_round/{e}/{job.round - 1}" for e in range(self.manifest.experts)}
+            unseen = [unit_id for e, unit_id in blocks.items() if e not in job.checked]
+            odd = {unit_id: self.odd[unit_id] for unit_id in unseen if unit_id in self.odd}
             if odd:
                 return msg.Suspects(job.job_id, odd)
         experts = self.manifest.experts
@@ -166,6 +169,7 @@ class World:
         self.decisions += [f"{d.what}: {d.reason}" for d in ready.decisions]
         self.released += ready.released
         self.jobs += ready.jobs
+        self.asked_for += ready.jobs
         while self.do_jobs and self.jobs:
             self.finish_job()
 
