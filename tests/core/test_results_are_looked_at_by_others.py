@@ -145,7 +145,9 @@ def test_who_looks_at_a_result_does_not_see_what_it_said() -> None:
     drive(world, nodes)
     orders = [answer for answer in world.answers.values() if isinstance(answer, msg.Order)]
     units = [order.unit for order in orders if order.unit]
-    names = {u.key.target: [r.name for r in u.inputs] for u in units if u.key.kind is UnitKind.AUDIT}
+    names = {
+        u.key.target: [r.name for r in u.inputs] for u in units if u.key.kind is UnitKind.AUDIT
+    }
     assert names["router_round/0/1"] == ["parameters", "share"]
     assert names["router_round/0/2"] == ["parameters", "before", "share"]
     assert names["shard/1"] == names["shard/heldout"] == ["router-0", "router-1"]
