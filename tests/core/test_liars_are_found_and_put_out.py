@@ -1,4 +1,4 @@
-"""Wrong results and wrong opinions are found; who gave them is out, what rested on them is redone."""
+"""Wrong results and opinions are found; who gave them is out, what rested on them is redone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 from support.audit_world import (
-    auditor_of,
     audited,
+    auditor_of,
     drive,
     events_of,
     opened,
@@ -364,8 +364,7 @@ def test_a_wrong_expert_that_two_nodes_worked_on_convicts_its_last_one_only_when
 
 
 def test_a_frozen_node_s_old_parameters_and_copied_scores_are_refused() -> None:
-    world, nodes = audited("ab", rounds=4, audit={"first_units": 0})
-    a, b = nodes
+    _, (a, b) = audited("ab", rounds=4, audit={"first_units": 0})
     a.poll()
     b.poll()
     old, copied = a.result(), b.result()

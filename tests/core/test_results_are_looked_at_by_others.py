@@ -6,8 +6,8 @@ import contextlib
 
 import pytest
 from support.audit_world import (
-    auditor_of,
     audited,
+    auditor_of,
     drive,
     events_of,
     opened,
@@ -20,7 +20,7 @@ from support.core_world import FakeNode, World, make_manifest
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.draws import draw
-from smalltalk_fed.core.events import AuditOpened, AuditSettled, UnitAccepted
+from smalltalk_fed.core.events import AuditSettled, UnitAccepted
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.core.units import UnitKey, UnitKind
@@ -124,7 +124,7 @@ def test_a_restarted_coordinator_draws_the_same() -> None:
 
 
 def test_every_opinion_on_a_result_is_on_the_same_sample_and_is_of_another_node() -> None:
-    world, nodes = audited("abcd")
+    _, nodes = audited("abcd")
     nodes[0].lies = True
     turn(nodes)
     turn(nodes[:1])  # a hands router 0 in
@@ -203,7 +203,7 @@ def test_an_auditor_that_can_not_do_it_is_replaced_and_the_run_does_not_fail_for
 
 
 def test_an_audit_is_given_to_no_second_node_at_once() -> None:
-    world, nodes = audited("abcd", spare_copies=3)
+    _, nodes = audited("abcd", spare_copies=3)
     turn(nodes)
     nodes[0].done()
     auditor = auditor_of(nodes, "router_round/0/1")
