@@ -53,15 +53,19 @@ class Runs(RuleBasedStateMachine):
         if order and node.unit and order.cancel == node.unit.unit_id:
             node.unit = order.unit
 
-    @rule(which=NODES, truly=st.booleans())
-    def finish(self, which: int, truly: bool) -> None:
+    @rule(which=NODES, units=st.integers(1, 4), truly=st.booleans())
+    def finish(self, which: int, units: int, truly: bool) -> None:
+        """Do a few units on end."""
         node = self.nodes[which]
         node.lies = node.name == self.liar and not truly
         node.says = "it is bad" if node.lies else "what is true"
-        node.look()
-        if node.unit:
+        for _ in range(units):
             with contextlib.suppress(PeerError):
-                node.done()
+                if not node.unit and not (node.question and node.look() is None):
+                    node.poll()
+                if node.unit:
+                    node.done()
+                node.look()
 
     @rule(which=NODES, step=st.integers(1, 49))
     def collect(self, which: int, step: int) -> None:

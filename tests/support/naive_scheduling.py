@@ -62,7 +62,7 @@ def deadline(state: HardState, leases: Leases, now: float) -> float:
     times = [lease.until for lease in leases.by_node.values()]
     times += [waiting.until for waiting in leases.waiting.values()]
     if leases.waiting:
-        free = free_units(state, leases)
+        free = [key for key in free_units(state, leases) if not handout.pinned(state, key)]
         times += [scheduling.kept_until(state, leases, key) for key in free]
         times += [copy_due(leases, lease) for _, lease in first_copies(state, leases)]
         times.append(leases.frozen_until)
