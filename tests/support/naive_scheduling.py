@@ -23,8 +23,13 @@ def first_copies(state: HardState, leases: Leases) -> list[tuple[UnitKey, Lease]
     return [
         (key, held[0])
         for key, held in leases.by_unit.items()
-        if len(held) <= copies and not handout.pinned(state, key) and key.kind is not UnitKind.AUDIT
+        if key in state.open and len(held) <= copies and may_be_copied(state, key)
     ]
+
+
+def may_be_copied(state: HardState, key: UnitKey) -> bool:
+    """Whether a second node may do it beside the first."""
+    return not handout.pinned(state, key) and key.kind is not UnitKind.AUDIT
 
 
 def copy_due(leases: Leases, lease: Lease) -> float:
