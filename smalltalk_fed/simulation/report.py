@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from smalltalk_fed.simulation.invariants import Violation
+from smalltalk_fed.simulation.rules import Violation
 from smalltalk_fed.simulation.world import DAY_S, START_S
 
 if TYPE_CHECKING:

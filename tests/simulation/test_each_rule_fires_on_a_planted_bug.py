@@ -23,8 +23,8 @@ from smalltalk_fed.core.reports import Reports
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import UnitKey
 from smalltalk_fed.simulation.coordinator_host import CoordinatorHost
-from smalltalk_fed.simulation.invariants import Rule
 from smalltalk_fed.simulation.report import Report
+from smalltalk_fed.simulation.rules import Rule
 from smalltalk_fed.simulation.scenario import under_faults
 from smalltalk_fed.simulation.simulate import simulate
 
