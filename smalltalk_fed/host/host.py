@@ -48,7 +48,7 @@ class _LostBlob:
 
 @dataclass(frozen=True)
 class _Inbound:
-    message: msg.Request | msg.JobFinished | msg.JobFailed | _LostBlob
+    message: msg.Request | msg.Outcome | _LostBlob
     conversation: int = 0
 
 
@@ -204,7 +204,7 @@ class Host:
 
     def _handle(self, inbound: _Inbound, now: float) -> Ready:
         match inbound.message:
-            case msg.JobFinished() | msg.JobFailed():
+            case msg.JobFinished() | msg.JobFailed() | msg.Suspects() | msg.Judged():
                 return self.coordinator.job_done(inbound.message, now)
             case _LostBlob():
                 return self._lost(inbound.message, now)
@@ -282,7 +282,7 @@ class Host:
         self._trouble = trouble
         self._wake.set()
 
-    def _tell(self, message: msg.JobFinished | msg.JobFailed | _LostBlob) -> None:
+    def _tell(self, message: msg.Outcome | _LostBlob) -> None:
         self._inbox.append(_Inbound(message))
         self._wake.set()
 
