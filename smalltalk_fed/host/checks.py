@@ -11,9 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smalltalk_fed.config.manifest import RunManifest
-import numpy as np
-from numpy.typing import NDArray
-
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Result, UnitKey, UnitKind
 from smalltalk_fed.errors import DamagedBlob, Malformed, PeerError, Refused
 from smalltalk_fed.host.blobs import BlobStore
