@@ -50,7 +50,7 @@ def perplexities(kinds: Iterable[str], corpus_folder: Path | None) -> dict[str, 
             if corpus_folder
             else pack_corpus(
                 folder, sequence_tokens=128, vocabulary=512, documents=40,
-                domains=("python", "scripture", "recipes", "law"),
+                domains=("python", "scripture", "french", "formal_math"),
             )
         )  # fmt: skip
         honest = Honest(corpus)
