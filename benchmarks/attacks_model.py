@@ -134,8 +134,9 @@ class Model:
         if target.kind is UnitKind.TRAIN_EXPERT:
             segment = decode_ids(inputs["segment"])
             routed = decode_experts(inputs["routed"], manifest.heldout_sequences, manifest.experts)
-            drawn, expert = expert_sample(manifest, target, sample, segment, routed), _state(
-                inputs["weights"]
+            drawn, expert = (
+                expert_sample(manifest, target, sample, segment, routed),
+                _state(inputs["weights"]),
             )
             own, other = drawn.own_ids, drawn.other_ids
             if drawn.heldout:

@@ -91,9 +91,7 @@ class Honest:
                 files[name] = folder / f"input-{name}"
                 files[name].write_bytes(data)
             work = Workplace(manifest, self.corpus, folder / "work", folder / "experts", "cpu")
-            done = do_unit(
-                unit, files, work, lambda *_: None, lambda *_: None, lambda: False
-            )
+            done = do_unit(unit, files, work, lambda *_: None, lambda *_: None, lambda: False)
             return {
                 name: source if isinstance(source, bytes) else source.read_bytes()
                 for name, source in done.outputs.items()
@@ -122,7 +120,9 @@ class Node:
         capabilities = msg.Capabilities(
             corpus_digest=host.manifest.corpus_digest, tokens_per_s=self.speed
         )
-        await host.ask(msg.Join(node_id, 1, 1, hashlib.sha256(secret.encode()).digest(), capabilities))
+        await host.ask(
+            msg.Join(node_id, 1, 1, hashlib.sha256(secret.encode()).digest(), capabilities)
+        )
         result: Result | None = None
         while True:
             try:
@@ -177,9 +177,7 @@ def run(
             lies = bool(kind) and index < LIARS
             liar = Liar(kind, manifest, do, blocks, index) if lies else None
             speed = 1000.0 * (NODES - index)
-            nodes.append(
-                Node(host, f"node-{index}", speed, liar.outputs if liar else do, blocks)
-            )
+            nodes.append(Node(host, f"node-{index}", speed, liar.outputs if liar else do, blocks))
         await asyncio.gather(*(node.run() for node in nodes))
         state = host.coordinator.state
         ends = {node.name: node.end for node in nodes[:LIARS]} if kind else {}
@@ -192,9 +190,7 @@ def run(
     return asyncio.run(work())
 
 
-def perplexity(
-    manifest: RunManifest, corpus: TokenCorpus, state: HardState, host: Host
-) -> float:
+def perplexity(manifest: RunManifest, corpus: TokenCorpus, state: HardState, host: Host) -> float:
     """Of the mixture's suffixes, every held-out sequence routed as a prompt is."""
     prefix, batch = manifest.config.sequence.prefix, 64
     ids = np.arange(len(corpus.heldout))

@@ -33,7 +33,9 @@ from smalltalk_fed.train.scoring import score_one
 CPU = torch.device("cpu")
 
 
-def trained(preset: str, corpus: TokenCorpus, prefix: int, steps: int, rate: float) -> torch.nn.Module:
+def trained(
+    preset: str, corpus: TokenCorpus, prefix: int, steps: int, rate: float
+) -> torch.nn.Module:
     """A router after so many steps of 32 prefixes; 0: as it begins."""
     model = build_model(PRESETS[preset], corpus.manifest.vocabulary, prefix, derive_key(1, preset))
     if steps:

@@ -93,9 +93,7 @@ def run_job(manifest: RunManifest, job: Job, blob_folder: Path) -> Outcome:
             return judge(manifest, job, blobs)
 
 
-def run_job_counted(
-    manifest: RunManifest, job: Job, blob_folder: Path
-) -> tuple[Outcome, float]:
+def run_job_counted(manifest: RunManifest, job: Job, blob_folder: Path) -> tuple[Outcome, float]:
     """`run_job`, and the CPU seconds that this worker process has used in all."""
     return run_job(manifest, job, blob_folder), time.process_time()
 

@@ -61,7 +61,7 @@ def judge(manifest: RunManifest, job: JudgeJob, blobs: BlobStore) -> Judged:
 
 
 def _truth(manifest: RunManifest, opinions: Mapping[str, Opinion]) -> tuple[str, ...] | None:
-    """The largest group that agrees with one of its members, the earliest of equals; two at least."""
+    """The largest group that agrees with one of its own, of equals the earliest; two or more."""
     groups = [
         tuple(other for other in opinions if other == one or _alike(manifest, opinions, one, other))
         for one in opinions
@@ -74,9 +74,7 @@ def _alike(manifest: RunManifest, opinions: Mapping[str, Opinion], one: str, oth
     return agree(manifest, opinions[one], opinions[other])
 
 
-def _finding(
-    manifest: RunManifest, job: JudgeJob, opinion: Opinion, blobs: BlobStore
-) -> Finding:
+def _finding(manifest: RunManifest, job: JudgeJob, opinion: Opinion, blobs: BlobStore) -> Finding:
     """What one opinion says of the result."""
     target = job.target.key
     outputs = {ref.name: partial(blobs.need, ref) for ref in job.outputs}

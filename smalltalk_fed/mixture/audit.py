@@ -91,9 +91,7 @@ def uniform_nats(manifest: RunManifest) -> float:
     return (manifest.config.sequence.prefix - 1) * math.log(manifest.vocabulary)
 
 
-def encode_opinion(
-    manifest: RunManifest, target: UnitKey, parts: Mapping[str, ArrayLike]
-) -> bytes:
+def encode_opinion(manifest: RunManifest, target: UnitKey, parts: Mapping[str, ArrayLike]) -> bytes:
     """Encode an opinion; `parts` are K scores each, by name. What is no number is the worst."""
     worst = -WORST * uniform_nats(manifest)
     scores = np.concatenate([np.asarray(parts[name]) for name in parts_of(manifest, target)])
@@ -133,7 +131,7 @@ def slice_places(manifest: RunManifest, target: UnitKey, sample: int) -> Ids:
 def router_sample(
     manifest: RunManifest, target: UnitKey, sample: int, share_ids: Ids
 ) -> RouterSample:
-    """Draw the sequences of an opinion on a router's round; `share_ids` of its chunk are its own."""
+    """Draw the sequences of an opinion on a router's round; `share_ids` of its chunk are its."""
     nothing = np.zeros(0, dtype=np.int64)
     chunk = _chunk(manifest, target.index - 1)
     rest = np.setdiff1d(chunk, share_ids)

@@ -90,6 +90,12 @@ def block_figures(scores_NxE: NDArray[np.floating]) -> BlockFigures:
 
 
 def _beside(values_E: NDArray[np.float64], others: NDArray[np.bool_]) -> float:
-    """One block's value through the median of the others'."""
-    median = float(np.median(values_E[others]))
-    return float(values_E[~others][0]) / (median if abs(median) > 1e-12 else 1e-12)
+    """One block's value through the median of the others', or of two through the nearer one.
+
+    The median of two would lie half way to a liar.
+    """
+    mine, theirs = float(values_E[~others][0]), values_E[others]
+    usual = float(np.median(theirs))
+    if len(theirs) == 2:
+        usual = float(theirs[np.abs(theirs - mine).argmin()])
+    return mine / (usual if abs(usual) > 1e-12 else 1e-12)

@@ -91,7 +91,7 @@ def decode_scores(data: bytes, expected: int | None = None) -> NDArray[np.float3
 
 
 def step_nats(data: bytes) -> float:
-    """The step of a score block that `decode_scores` takes; scores are off by half of it at most."""
+    """Return the step, in nats, of a score block that `decode_scores` takes."""
     return float(_HEADER.unpack_from(data)[5])
 
 

@@ -51,9 +51,7 @@ class Auditor:
     device: torch.device | str = "cpu"
     should_stop: ShouldStop | None = None
 
-    def router_round(
-        self, before: bytes | None, parameters: bytes, share_ids: np.ndarray
-    ) -> bytes:
+    def router_round(self, before: bytes | None, parameters: bytes, share_ids: np.ndarray) -> bytes:
         """Ask a router as it was before its round (None: before the first) and after it."""
         use_threads(self.manifest.config.compute)
         manifest, target = self.manifest, self.target
@@ -129,7 +127,9 @@ class Auditor:
             "should_stop": self.should_stop,
         }
 
-    def _scores(self, models: Sequence[nn.Module], split: TokenSplit, ids: np.ndarray) -> np.ndarray:
+    def _scores(
+        self, models: Sequence[nn.Module], split: TokenSplit, ids: np.ndarray
+    ) -> np.ndarray:
         """Return the log-likelihoods of prefixes under each model, fp32[K, models]."""
         return score(models, split, ids, **self._how)
 

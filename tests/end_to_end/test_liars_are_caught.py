@@ -1,4 +1,4 @@
-"""Whole runs on real text in which nodes lie: they are caught, and the mixture is the honest one."""
+"""Whole runs on real text in which nodes lie: they are caught, and the mixture is honest."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ def test_random_scores_and_a_wrong_expert_are_caught_and_done_again(
     assert ended.mixture == undisturbed.mixture
 
 
-def test_a_node_that_accuses_others_is_the_one_that_is_caught(
-    run: Run, undisturbed: Ended
-) -> None:
+def test_a_node_that_accuses_others_is_the_one_that_is_caught(run: Run, undisturbed: Ended) -> None:
     ended = run(("accuser", accusing), ("dan", honest))
     assert quarantined(ended) == {"accuser"}
     assert ended.mixture == undisturbed.mixture

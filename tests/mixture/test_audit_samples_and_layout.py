@@ -56,9 +56,7 @@ def test_parts_that_there_is_nothing_for_are_left_out():
 
 def test_an_opinion_of_another_unit_or_with_too_few_scores_is_none():
     manifest = audit_manifest()
-    data = encode_opinion(
-        manifest, key("shard/0"), honest_opinion(manifest, "shard/0")
-    )
+    data = encode_opinion(manifest, key("shard/0"), honest_opinion(manifest, "shard/0"))
     with pytest.raises(ValueError, match="are expected"):
         decode_opinion(manifest, key("train_expert/0"), data)
     with pytest.raises(ValueError):

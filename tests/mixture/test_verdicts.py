@@ -71,7 +71,7 @@ def test_any_part_of_an_optimal_division_passes_though_sequences_are_displaced(m
     scores[:, 0] += 5  # everybody's best: most of its sequences have to go elsewhere
     best = assign(scores, [16, 16, 16, 16]).expert_N
     assert np.mean(scores.argmax(axis=1) != best) > 0.2
-    for draw in range(30):
+    for _ in range(30):
         places = random.choice(64, SAMPLE, replace=False)
         opinion = {f"router_{e}": scores[places, e] for e in range(4)}
         assert not slice_finding(manifest, SLICE, opinion, best[places]).fault

@@ -15,7 +15,9 @@ SAMPLE = 8
 CHUNK = 64
 
 
-def audit_manifest(*, experts: int = 4, heldout: int = 40, **changes: dict[str, Any]) -> RunManifest:
+def audit_manifest(
+    *, experts: int = 4, heldout: int = 40, **changes: dict[str, Any]
+) -> RunManifest:
     """Two rounds over 256 sequences of 64 tokens; `changes` are tables of run.toml."""
     table: dict[str, dict[str, Any]] = {
         "run": {"experts": experts},

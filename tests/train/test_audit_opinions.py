@@ -161,8 +161,6 @@ def test_an_auditor_says_no_to_parameters_of_another_run_and_stops_when_told(
     auditor = Auditor(manifest, corpus, key("router_round/0/1"), SAMPLE)
     with pytest.raises(Malformed):
         auditor.router_round(None, strange, SHARE)
-    busy = Auditor(
-        manifest, corpus, key("router_round/0/1"), SAMPLE, should_stop=lambda: True
-    )
+    busy = Auditor(manifest, corpus, key("router_round/0/1"), SAMPLE, should_stop=lambda: True)
     with pytest.raises(Stopped):
         busy.router_round(None, rounds[0].parameters, SHARE)
