@@ -81,7 +81,7 @@ class UnitKey:
 
 
 def audit_key(target: UnitKey, number: int) -> UnitKey:
-    """The `number`th opinion (1..) on a result of `target`. Raises ValueError: none is asked for."""
+    """The `number`th opinion (1..) on a result of `target`. Raises ValueError: it has none."""
     if target.kind not in AUDITED:
         raise ValueError(f"{target.unit_id} is not audited")
     return UnitKey(UnitKind.AUDIT, target.expert, number, target.unit_id)

@@ -66,13 +66,17 @@ class Host:
         on_finished: Callable[[Coordinator, BlobStore], None] = lambda coordinator, blobs: None,
         snapshot_events: int = SNAPSHOT_EVENTS,
         executor: Executor | None = None,
+        audit_secret: bytes = b"",
     ) -> None:
-        """`executor`: where jobs run instead of in a worker process; `stop` shuts it down."""
+        """`executor`: where jobs run instead of in a worker process; `stop` shuts it down.
+
+        `audit_secret`: what audits are drawn with; whoever knows it foresees them.
+        """
         self.manifest = manifest
         self.clock = clock
         self.blobs = BlobStore(blob_folder)
         self.blobs.clean()
-        self.coordinator, self._snapshot_at = recover(manifest, journal, clock.now())
+        self.coordinator, self._snapshot_at = recover(manifest, journal, clock.now(), audit_secret)
         self._journal = journal
         # A thread of its own: a commit must not queue behind uploads that are written.
         self._commits = ThreadPoolExecutor(1, "journal")

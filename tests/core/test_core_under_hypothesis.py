@@ -13,12 +13,13 @@ from support import naive_scheduling as naive
 from support.core_world import FakeNode, World, make_manifest
 
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.events import BlobLost, UnitAccepted, UnitRejected
+from smalltalk_fed.core.events import BlobLost, NodeQuarantined, UnitAccepted, UnitRejected
 from smalltalk_fed.core.phases import WORKING, Phase
 from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.core.scheduling import matches
 from smalltalk_fed.core.snapshot import from_json, to_json
-from smalltalk_fed.errors import PeerError
+from smalltalk_fed.core.units import UnitKey, UnitKind
+from smalltalk_fed.errors import Forbidden, PeerError
 
 NODES = st.integers(0, 3)
 
@@ -26,10 +27,17 @@ NODES = st.integers(0, 3)
 class Runs(RuleBasedStateMachine):
     """Four nodes that work, stall, restart, repeat themselves; a coordinator that restarts."""
 
-    @initialize(seed=st.booleans(), collect=st.sampled_from(["final", "never", "every 2 steps"]))
-    def begin(self, seed: bool, collect: str) -> None:
+    @initialize(
+        seed=st.booleans(),
+        collect=st.sampled_from(["final", "never", "every 2 steps"]),
+        rate=st.sampled_from([0.0, 1e-9, 0.5, 1.0]),
+        liar=st.sampled_from(["", "a", "d"]),
+    )
+    def begin(self, seed: bool, collect: str, rate: float, liar: str) -> None:
         expert = {"init": "seed" if seed else "fresh", "collect": collect, "steps": 50}
-        self.world = World(make_manifest(expert=expert))
+        audit = {"rate": rate, "first_units": 1, "wait_s": 12.0}
+        self.world = World(make_manifest(expert=expert, audit=audit))
+        self.liar = liar if rate else ""
         self.nodes = [
             FakeNode(self.world, name, tokens_per_s=10.0**i).enrol().join()
             for i, name in enumerate("abcd")
@@ -45,9 +53,11 @@ class Runs(RuleBasedStateMachine):
         if order and node.unit and order.cancel == node.unit.unit_id:
             node.unit = order.unit
 
-    @rule(which=NODES)
-    def finish(self, which: int) -> None:
+    @rule(which=NODES, truly=st.booleans())
+    def finish(self, which: int, truly: bool) -> None:
         node = self.nodes[which]
+        node.lies = node.name == self.liar and not truly
+        node.says = "it is bad" if node.lies else "what is true"
         node.look()
         if node.unit:
             with contextlib.suppress(PeerError):
@@ -93,7 +103,12 @@ class Runs(RuleBasedStateMachine):
         node = self.nodes[which]
         node.incarnation += 1
         node.unit, node.question = None, 0
-        node.join()
+        with contextlib.suppress(Forbidden):
+            node.join()
+
+    @rule(which=NODES)
+    def readmit(self, which: int) -> None:
+        self.world.ask(msg.Readmit(self.nodes[which].node_id))
 
     @rule(which=NODES)
     def leave(self, which: int) -> None:
@@ -111,7 +126,8 @@ class Runs(RuleBasedStateMachine):
         self.world.restart()
         for node in self.nodes:
             node.question = 0
-            node.join()
+            with contextlib.suppress(Forbidden):
+                node.join()
 
     @invariant()
     def no_unit_is_accepted_twice(self) -> None:
@@ -122,6 +138,46 @@ class Runs(RuleBasedStateMachine):
                 counts.add(event.unit_id)
             elif isinstance(event, UnitRejected | BlobLost):
                 counts.discard(event.unit_id)
+            elif isinstance(event, NodeQuarantined):
+                counts -= set(event.undone)
+
+    @invariant()
+    def nobody_looks_at_its_own_work_or_twice_at_another_s(self) -> None:
+        state, leases = self.world.coordinator.state, self.world.coordinator.leases
+        for audit in state.audits.values():
+            spoke = [*audit.opinions.values(), *audit.wrong.values()]
+            assert audit.node_id not in spoke
+            assert len(spoke) == len(set(spoke))
+            held = leases.by_unit.get(audit.key, [])
+            assert not {lease.node_id for lease in held} & {audit.node_id, *spoke}
+            assert len(held) <= 1
+
+    @invariant()
+    def who_is_out_has_nothing_and_waits_for_nothing(self) -> None:
+        state, leases = self.world.coordinator.state, self.world.coordinator.leases
+        for node in state.nodes.values():
+            if node.quarantined:
+                known = (leases.by_node, leases.waiting, leases.present)
+                assert not [each for each in known if node.node_id in each]
+
+    @invariant()
+    def only_liars_are_put_out(self) -> None:
+        for node in self.world.coordinator.state.nodes.values():
+            assert not node.quarantined or node.name == self.liar
+
+    @invariant()
+    def nothing_rests_on_what_is_being_looked_at(self) -> None:
+        state, jobs = self.world.coordinator.state, self.world.jobs
+        for unit_id in state.unsettled:
+            key = UnitKey.parse(unit_id)
+            assert unit_id in state.finished
+            if key.kind is UnitKind.ROUTER_ROUND:
+                assert state.round <= key.index
+            if key.kind is UnitKind.SHARD:
+                assert state.segments is None
+            assert state.phase in (*WORKING, Phase.PAUSED, Phase.FAILED)
+            assert state.phase is not Phase.EVALUATING
+        assert not jobs or not state.unsettled
 
     @invariant()
     def no_more_live_leases_than_allowed_copies(self) -> None:
@@ -143,9 +199,12 @@ class Runs(RuleBasedStateMachine):
     def free_units_are_the_open_ones_that_nobody_holds(self) -> None:
         coordinator = self.world.coordinator
         state = coordinator.state
-        assert set(coordinator._dispatch.free()) == set(naive.free_units(state, coordinator.leases))
+        dispatch = coordinator._dispatch
+        free = set(naive.free_units(state, coordinator.leases))
+        assert {*dispatch.free(), *dispatch.free_audits()} == free
         assert set(state.open) == {k for k in state.phase_units() if not state.is_finished(k)}
-        assert state.joined == sum(bool(n.signing_key) for n in state.nodes.values())
+        assert state.joined == sum(n.takes_part for n in state.nodes.values())
+        assert set(state.unsettled) == {a.unit_id for a in state.audits.values() if not a.verdict}
 
     @invariant()
     def nobody_waits_for_what_is_there(self) -> None:
@@ -166,16 +225,17 @@ class Runs(RuleBasedStateMachine):
         assert due == math.inf or (said is not None and said <= due)
 
     def teardown(self) -> None:
-        """If all nodes come back, the run ends."""
-        if self.world.coordinator.state.phase is Phase.PAUSED:
-            self.world.ask(msg.Resume())
+        """If all nodes come back and lie no more, the run ends."""
         for node in self.nodes:
             node.incarnation += 1
-            node.unit, node.question = None, 0
-            node.join()
+            node.unit, node.question, node.lies, node.says = None, 0, False, "what is true"
+            with contextlib.suppress(Forbidden):
+                node.join()
         for _ in range(400):
             if self.world.coordinator.state.phase in (Phase.FINISHED, Phase.FAILED):
                 return
+            if self.world.coordinator.state.phase is Phase.PAUSED:
+                self.world.ask(msg.Resume())
             for node in self.nodes:
                 node.look()
                 with contextlib.suppress(PeerError):

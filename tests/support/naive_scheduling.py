@@ -23,7 +23,7 @@ def first_copies(state: HardState, leases: Leases) -> list[tuple[UnitKey, Lease]
     return [
         (key, held[0])
         for key, held in leases.by_unit.items()
-        if len(held) <= copies and not handout.pinned(state, key)
+        if len(held) <= copies and not handout.pinned(state, key) and key.kind is not UnitKind.AUDIT
     ]
 
 
