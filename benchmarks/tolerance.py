@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +36,15 @@ CPU = torch.device("cpu")
 def trained(
     preset: str, corpus: TokenCorpus, prefix: int, steps: int, rate: float
 ) -> torch.nn.Module:
-    """A router after so many steps of 32 prefixes; 0: as it begins."""
+    """A router after so many steps of 2,048 tokens; 0: as it begins."""
+    batch = 2048 // prefix
     model = build_model(PRESETS[preset], corpus.manifest.vocabulary, prefix, derive_key(1, preset))
     if steps:
-        order = training_order(1, np.arange(len(corpus.train)), 32 * steps, "tolerance")
+        order = training_order(1, np.arange(len(corpus.train)), batch * steps, "tolerance")
         plan = TrainPlan(
             optimizer=RouterOptimizer(learning_rate=rate, warmup_steps=5, clip=1.0),
             steps=steps,
-            batch_sequences=32,
+            batch_sequences=batch,
             tokens=prefix,
             dtype="float32",
             compile_model=False,
@@ -68,7 +69,7 @@ def plain(model: torch.nn.Module, corpus: TokenCorpus, ids: np.ndarray, prefix: 
 
 def compare(
     corpus: TokenCorpus, preset: str, prefix: int, sequences: int, steps: int, rate: float
-) -> list[dict[str, object]]:
+) -> Iterator[dict[str, object]]:
     """One router, scored in all ways."""
     model = trained(preset, corpus, prefix, steps, rate)
     ids = np.arange(sequences) * len(corpus.heldout) // sequences
@@ -88,48 +89,48 @@ def compare(
         "bf16, batches of 7": lambda: (rough, scored(1, 7, "bfloat16")),
     }
     base, rough = scored(1, 64, "float32"), scored(1, 64, "bfloat16")
-    rows = []
     for name, way in ways.items():
         one, other = way()
         error = np.abs(one - other)
-        rows.append(
-            {
-                "router": preset,
-                "prefix": prefix,
-                "steps": steps,
-                "way": name,
-                "mean_score": float(base.mean()),
-                "largest": float(error.max()),
-                "per_token": float(error.max()) / (prefix - 1),
-                "typical": float(np.sqrt((error**2).mean())),
-            }
-        )
-    return rows
+        yield {
+            "router": preset,
+            "prefix": prefix,
+            "steps": steps,
+            "way": name,
+            "mean_score": float(base.mean()),
+            "largest": float(error.max()),
+            "per_token": float(error.max()) / (prefix - 1),
+            "typical": float(np.sqrt((error**2).mean())),
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, help="a corpus of sequences of 256 tokens or more")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one line each")
     arguments = parser.parse_args()
-    rows = []
     with tempfile.TemporaryDirectory() as place:
         corpus = (
             TokenCorpus.open(arguments.corpus) if arguments.corpus else pack_corpus(Path(place))
         )
-        for steps in (0, 100, 480):
-            rows += compare(corpus, "router-mini", 64, 512, steps, 8e-3)
-        for steps in (0, 20):
-            rows += compare(corpus, "router-4.4m", 256, 64, steps, 1e-3)
-    if arguments.json:
-        print(json.dumps(rows))
-        return
-    for row in rows:
-        print(
-            f"{row['router']:12} M={row['prefix']:<4} {row['steps']:>4} steps  {row['way']:30} "
-            f"largest {row['largest']:.5f}  typical {row['typical']:.5f}  "
-            f"a token {row['per_token']:.6f}  (mean score {row['mean_score']:.0f})"
-        )
+        for row in cases(corpus):
+            if arguments.json:
+                print(json.dumps(row), flush=True)
+                continue
+            print(
+                f"{row['router']:12} M={row['prefix']:<4} {row['steps']:>4} steps  "
+                f"{row['way']:28} largest {row['largest']:.5f}  typical {row['typical']:.5f}  "
+                f"a token {row['per_token']:.6f}  (mean score {row['mean_score']:.0f})",
+                flush=True,
+            )
+
+
+def cases(corpus: TokenCorpus) -> Iterator[dict[str, object]]:
+    """Fresh and trained routers of both shapes."""
+    for steps in (0, 100, 480):
+        yield from compare(corpus, "router-mini", 64, 512, steps, 8e-3)
+    for steps in (0, 20):
+        yield from compare(corpus, "router-4.4m", 256, 32, steps, 1e-3)
 
 
 if __name__ == "__main__":
