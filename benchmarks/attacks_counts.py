@@ -305,5 +305,5 @@ def simulate(kind: str, fraction: float, seed: int, *, patient: bool = False) ->
             speed = float(random.uniform(0.7, 1.4))
             nodes.append(Node(f"n{index}", speed, liar.outputs if liar else model.do, liar))
         world = World(manifest, nodes, BlobStore(folder), folder, blocks)
-        world.run(Coordinator(manifest, 0.0))
+        world.run(Coordinator(manifest, 0.0, secret=f"attacks {seed}".encode()))
         return world.counts()

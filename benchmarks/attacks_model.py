@@ -130,24 +130,9 @@ class Model:
             return {
                 name: self._scores(state, ids) for name, state in zip(names, states, strict=True)
             }
-        router = _state(inputs["parameters"])
         if target.kind is UnitKind.TRAIN_EXPERT:
-            segment = decode_ids(inputs["segment"])
-            routed = decode_experts(inputs["routed"], manifest.heldout_sequences, manifest.experts)
-            drawn, expert = (
-                expert_sample(manifest, target, sample, segment, routed),
-                _state(inputs["weights"]),
-            )
-            own, other = drawn.own_ids, drawn.other_ids
-            if drawn.heldout:
-                own, other = self._heldout(own), self._heldout(other)
-            return {
-                "own_expert": self._scores(expert, own, EXPERT_FACTOR),
-                "own_router": self._scores(router, own),
-                "other_expert": self._scores(expert, other, EXPERT_FACTOR),
-                "other_router": self._scores(router, other),
-                "whole": self._scores(expert, drawn.whole_ids, EXPERT_FACTOR),
-            }
+            return self._expert_opinion(target, sample, inputs)
+        router = _state(inputs["parameters"])
         before = _state(inputs["before"]) if "before" in inputs else _fresh(target.expert)
         share = decode_ids(inputs["share"])
         asked = router_sample(manifest, target, sample, share)
@@ -163,6 +148,22 @@ class Model:
             else:
                 parts[f"{name}_before"] = self._scores(before, ids)
                 parts[f"{name}_after"] = self._scores(router, ids)
+        return parts
+
+    def _expert_opinion(self, target: UnitKey, sample: int, inputs: Blobs) -> dict[str, np.ndarray]:
+        manifest, experts = self.manifest, self.manifest.experts
+        segment = decode_ids(inputs["segment"])
+        routed = decode_experts(inputs["routed"], manifest.heldout_sequences, experts)
+        drawn = expert_sample(manifest, target, sample, segment, routed)
+        expert = _state(inputs["weights"])
+        routers = [_state(inputs[f"router-{e}"]) for e in range(experts)]
+        parts = {"whole": self._scores(expert, drawn.whole_ids, EXPERT_FACTOR)}
+        for name, ids in (("own", drawn.own_ids), ("other", drawn.other_ids)):
+            asked = self._heldout(ids) if drawn.heldout else ids
+            scores = np.stack([self._scores(router, asked) for router in routers], axis=1)
+            parts[f"{name}_expert"] = self._scores(expert, asked, EXPERT_FACTOR)
+            parts[f"{name}_router"] = scores[:, target.expert]
+            parts[f"{name}_others"] = np.delete(scores, target.expert, axis=1).mean(axis=1)
         return parts
 
     # -------------------------------------------------------------------------------- small

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -117,6 +118,7 @@ class Rounds:
                 expert_N = assign(scores_NxE, capacity_E, config.assignment.method).expert_N
                 self._plausible(scores_NxE, number, row)
             self.by_round.append(row)
+            print(json.dumps(row), file=sys.stderr, flush=True)
 
     def _audit(
         self, expert: int, number: int, before: bytes | None, after: bytes, share: np.ndarray,
@@ -173,7 +175,7 @@ def experts_apart(rounds: Rounds, folder: Path) -> tuple[Tally, Tally]:
             target = UnitKey(UnitKind.TRAIN_EXPERT, place)
             auditor = Auditor(manifest, corpus, target, 1)
             segment = np.flatnonzero(expert_N == place)
-            data = auditor.expert(weights[trained], routers[place], segment, routed_N)
+            data = auditor.expert(weights[trained], routers, segment, routed_N)
             parts = decode_opinion(manifest, target, data)
             for opinion in samples(parts, rounds.count):
                 tally = honest if place == trained else wrong
@@ -188,7 +190,7 @@ def make(arguments: argparse.Namespace, corpus: TokenCorpus) -> RunManifest:
     text = run_toml(
         "full", arguments.seed, arguments.experts, 1,
         (f"router.rounds={arguments.rounds}", f"router.chunk_sequences={arguments.chunk}",
-         f"expert.steps={arguments.steps}", f"audit.sample_sequences={POOL}"),
+         f"expert.steps={arguments.steps or 1}", f"audit.sample_sequences={POOL}"),
     )  # fmt: skip
     config = RunConfig.model_validate(tomllib.loads(text))
     return make_manifest(config, corpus.manifest, "verdicts", 0)

@@ -207,7 +207,7 @@ class _Work:
                 routed = "routed" in inputs.files
                 opinion = auditor.expert(
                     inputs.file("weights"),
-                    inputs.data("parameters"),
+                    inputs.routers(),
                     inputs.ids("segment"),
                     inputs.experts("routed") if routed else np.zeros(0, np.int32),
                 )

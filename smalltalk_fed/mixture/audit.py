@@ -11,9 +11,10 @@ the log-likelihood of K prefixes under one model:
                    own_before, _after         the router's share of chunk r
                    rest_before, _after        the rest of chunk r; not for a lone expert
     shard          router_0 .. router_E-1     a slice, or the held-out text, under all routers
-    train_expert   own_expert, own_router     held-out text that is routed to the expert
-                   other_expert, other_router held-out text that is routed elsewhere
-                   whole                      all of S tokens of sequences of its segment under
+    train_expert   own_expert, own_router,    held-out text that is routed to the expert, under
+                   own_others                 it, its router, and the other routers' mean
+                   other_expert, _router, _others    held-out text that is routed elsewhere
+                   whole                      all S tokens of sequences of its segment under
                                               the expert, as if M - 1 of them were predicted
 
 Rules: the layout follows from manifest and unit alone, the sample from the unit's `sample`,
@@ -69,8 +70,10 @@ def parts_of(manifest: RunManifest, target: UnitKey) -> tuple[str, ...]:
     if target.kind is UnitKind.SHARD:
         return tuple(f"router_{expert}" for expert in range(manifest.experts))
     if target.kind is UnitKind.TRAIN_EXPERT:
-        others = () if alone else ("other_expert", "other_router")
-        return ("own_expert", "own_router", *others, "whole")
+        if alone:
+            return ("own_expert", "own_router", "whole")
+        models = ("expert", "router", "others")
+        return (*(f"{text}_{each}" for text in ("own", "other") for each in models), "whole")
     last = target.index == manifest.config.router.rounds
     return (
         *(() if last else ("next",)),

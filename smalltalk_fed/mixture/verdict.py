@@ -10,8 +10,9 @@ What a router's round is held to: its score block is what its parameters give; i
 worse on public text; it gained at least as much on its share as on the rest of the chunk,
 within what chance does to so small a sample. A slice's division must be the best one under
 the loads that the sample has: any part of an optimal assignment is optimal for its own loads,
-so no prices are needed. An expert beats its router by more on the text that is routed to it
-than on other text, guesses better than uniformly, and is about as good as its peers.
+so no prices are needed. An expert guesses better than uniformly, is about as good as its
+peers, and is no worse on text the more its router prefers it, compared at the same difficulty:
+what all routers together find.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ PUBLIC_LOSS_NATS = 0.25
 SHARE_ERRORS = 4.0
 # Part of what a random division loses that a greedy one may lose; the optimal one loses none.
 GREEDY_LOSS = 0.5
-# By how much less an expert may beat its router on its own text than elsewhere, nats a token.
-EXPERT_MARGIN_NATS = 0.05
+# Standard errors by which an expert's scores may fall as its router's preference rises.
+EXPERT_ERRORS = 4.0
 # By how much less than its peers' median an expert may beat its router, nats a token.
 PEER_MARGIN_NATS = 0.5
 PEERS = 3  # with fewer there is no telling who is the odd one
@@ -149,12 +150,11 @@ def expert_finding(
         why = f"the expert's loss on its segment is {figures['loss_nats']:.2f} nats a token"
         return Finding(f"{why}, worse than guessing", figures)
     if "other" in leads:
-        specialised = figures["own_lead"] - figures["other_lead"]
-        error = math.hypot(*(_standard_error(lead) for lead in leads.values())) / tokens
-        figures["specialised"], figures["specialised_error"] = specialised, error
-        if specialised < -EXPERT_MARGIN_NATS - SHARE_ERRORS * error:
-            why = "the expert is better on other text than on its own"
-            return Finding(f"{why}, by {-specialised:.2f} nats a token", figures)
+        slope, error = _preference(manifest.experts, opinion)
+        figures["specialised"], figures["specialised_error"] = slope, error
+        if slope < -EXPERT_ERRORS * error:
+            why = f"the expert loses {-slope:.2f} nats for each by which its router prefers a text"
+            return Finding(why, figures)
     others = [float(known["own_lead"]) for known in peers.values() if "own_lead" in known]
     if len(others) >= PEERS:
         behind = float(np.median(others)) - figures["own_lead"]
@@ -163,6 +163,27 @@ def expert_finding(
             why = f"the expert beats its router by {behind:.2f} nats a token less than its peers do"
             return Finding(why, figures)
     return Finding("", figures)
+
+
+def _preference(experts: int, opinion: Mapping[str, Scores]) -> tuple[float, float]:
+    """How an expert's scores change with its router's preference, and the standard error.
+
+    Least squares on a constant, the mean of all routers (how hard the text is) and its
+    router's score less that mean. The mean of all is what makes it fair: text was sent to
+    the expert because its router scored high, by knowledge or by chance, and a baseline of
+    that router alone would take chance for knowledge that the expert lacks.
+    """
+    expert, router, others = (
+        np.concatenate([opinion[f"{text}_{name}"] for text in ("own", "other")]).astype(np.float64)
+        for name in ("expert", "router", "others")
+    )
+    hard = (router + (experts - 1) * others) / experts
+    columns = np.stack([np.ones_like(hard), hard - hard.mean(), router - hard], axis=1)
+    inverse = np.linalg.pinv(columns.T @ columns)
+    weights = inverse @ columns.T @ expert
+    rest = expert - columns @ weights
+    variance = float(rest @ rest) / max(1, len(rest) - 3)
+    return float(weights[2]), math.sqrt(variance * float(inverse[2, 2]))
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:

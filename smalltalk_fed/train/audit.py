@@ -86,24 +86,32 @@ class Auditor:
         return encode_opinion(manifest, target, parts)
 
     def expert(
-        self, weights: Path, parameters: bytes, segment_ids: np.ndarray, routed_N: np.ndarray
+        self,
+        weights: Path,
+        routers: Sequence[bytes],
+        segment_ids: np.ndarray,
+        routed_N: np.ndarray,
     ) -> bytes:
-        """Ask a finished expert, whose weights are a file, beside its router (`parameters`).
+        """Ask a finished expert, whose weights are a file, beside all routers.
 
         `routed_N`: the expert of each held-out sequence; empty if there are none.
         """
         use_threads(self.manifest.config.compute)
         manifest, target = self.manifest, self.target
         drawn = expert_sample(manifest, target, self.sample, segment_ids, routed_N)
-        router = build_router(manifest, target.expert, parameters)
+        models = [build_router(manifest, e, parameters) for e, parameters in enumerate(routers)]
         expert = build_expert(manifest, "expert")
         state_from(expert, weights)
         parts: dict[str, np.ndarray] = {}
         split = self.corpus.heldout if drawn.heldout else self.corpus.train
         for name, ids in (("own", drawn.own_ids), ("other", drawn.other_ids)):
             if f"{name}_expert" in self._parts:
+                scores_KxE = self._scores(models, split, ids).astype(np.float64)
                 parts[f"{name}_expert"] = -self._losses(expert, split, ids)[0]
-                parts[f"{name}_router"] = self._scores([router], split, ids)[:, 0]
+                parts[f"{name}_router"] = scores_KxE[:, target.expert]
+                others = np.arange(manifest.experts) != target.expert
+                if others.any():
+                    parts[f"{name}_others"] = scores_KxE[:, others].mean(axis=1)
         prefix_K, suffix_K = self._losses(expert, self.corpus.train, drawn.whole_ids)
         length, prefix = manifest.config.sequence.length, manifest.config.sequence.prefix
         parts["whole"] = -(prefix_K + suffix_K) * ((prefix - 1) / (length - 1))

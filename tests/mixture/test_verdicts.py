@@ -116,11 +116,9 @@ def test_an_expert_of_its_own_text_is_good_and_one_of_other_text_is_bad(manifest
         finding = expert_finding(manifest, opinion, {})
         assert not finding.fault
         assert finding.figures["own_lead"] == pytest.approx(20 / 32, abs=0.1)
-        opinion["own_expert"], opinion["other_expert"] = (
-            opinion["own_router"] + 5,
-            opinion["other_router"] + 20,
-        )
-        assert "better on other text" in expert_finding(manifest, opinion, {}).fault
+        opinion["own_expert"] -= 35
+        opinion["other_expert"] += 35
+        assert "its router prefers a text" in expert_finding(manifest, opinion, {}).fault
 
 
 def test_an_expert_worse_than_guessing_is_bad(manifest):

@@ -73,7 +73,10 @@ def test_divisions_are_audited(stage: Stage) -> None:
 
 
 def test_an_expert_is_audited_from_the_weights_that_were_collected(stage: Stage) -> None:
-    router = result_of(stage, "router_round/1/1", share=ids())["parameters"]
+    routers = {
+        f"router_{e}": result_of(stage, f"router_round/{e}/1", share=ids())["parameters"]
+        for e in range(2)
+    }
     expert = result_of(stage, "train_expert/1", segment=ids(40))
     routed = encode_experts(np.arange(HELDOUT) % 2, 2)
     opinion = opinion_of(
@@ -83,7 +86,7 @@ def test_an_expert_is_audited_from_the_weights_that_were_collected(stage: Stage)
         weights=expert["weights"],
         segment=ids(40),
         routed=routed,
-        parameters=router,
+        **routers,
     )
     assert expert_finding(stage.manifest, opinion, {}).figures["loss_nats"] > 0
 

@@ -43,8 +43,8 @@ def audit_manifest(
 def honest_opinion(manifest: RunManifest, unit_id: str, seed: int = 0) -> dict[str, Scores]:
     """What an auditor of honest work sees: text of 32 predicted tokens at about 4 nats each.
 
-    A router gains 6 nats on its share and 3 on the rest; an expert beats its router by 20
-    nats on its own text and by 5 on other text.
+    A router gains 6 nats on its share and 3 on the rest. On its own text a router beats the
+    others by 15 nats, and its expert beats it by 20; on other text both know nothing.
     """
     target, random = UnitKey.parse(unit_id), np.random.default_rng(seed)
     names = parts_of(manifest, target)
@@ -52,7 +52,7 @@ def honest_opinion(manifest: RunManifest, unit_id: str, seed: int = 0) -> dict[s
         name: random.normal(-128, 12, SAMPLE) for name in dict.fromkeys(map(_text, names))
     }  # one list a kind of text
     gains = {"public_after": 3.0, "own_after": 6.0, "rest_after": 3.0}
-    gains |= {"own_expert": 20.0, "other_expert": 5.0, "whole": 15.0}
+    gains |= {"own_router": 15.0, "own_expert": 35.0, "whole": 15.0}
     opinion = {}
     for name in names:
         noise = random.normal(0, 1.0, SAMPLE)

@@ -123,7 +123,7 @@ def test_an_expert_is_asked_beside_its_router(manifest, corpus, routers, tmp_pat
     routed = np.arange(20) % 2
     opinion = opinion_on(
         manifest, corpus, "train_expert/0",
-        lambda a: a.expert(weights, routers[0], segment, routed),
+        lambda a: a.expert(weights, routers, segment, routed),
     )  # fmt: skip
     assert tuple(opinion) == parts_of(manifest, target)
     drawn = expert_sample(manifest, target, SAMPLE, segment, routed)
@@ -131,9 +131,10 @@ def test_an_expert_is_asked_beside_its_router(manifest, corpus, routers, tmp_pat
     state_from_file(model, weights)
     prefix_K, _ = sequence_losses(model, corpus.heldout, drawn.own_ids, 8, batch_sequences=16)
     assert np.abs(opinion["own_expert"] + prefix_K).max() <= 1 / 32
-    router = build_router(manifest, 0, routers[0])
-    scores_Kx1 = score([router], corpus.heldout, drawn.other_ids, 8, batch_sequences=16)
-    assert np.abs(opinion["other_router"] - scores_Kx1[:, 0]).max() <= 1 / 32
+    models = [build_router(manifest, e, data) for e, data in enumerate(routers)]
+    scores_Kx2 = score(models, corpus.heldout, drawn.other_ids, 8, batch_sequences=16)
+    assert np.abs(opinion["other_router"] - scores_Kx2[:, 0]).max() <= 1 / 32
+    assert np.abs(opinion["other_others"] - scores_Kx2[:, 1]).max() <= 1 / 32
     # All 15 predicted tokens, as if they were the 7 of a prefix.
     parts = sequence_losses(model, corpus.train, drawn.whole_ids, 8, batch_sequences=16)
     assert np.abs(opinion["whole"] + sum(parts) * 7 / 15).max() <= 1 / 32
