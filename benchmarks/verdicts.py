@@ -85,8 +85,10 @@ def samples(parts: dict[str, np.ndarray], count: int) -> Iterator[dict[str, np.n
 class Rounds:
     """Algorithm 1 with audits of everything."""
 
-    def __init__(self, manifest: RunManifest, corpus: TokenCorpus, count: int) -> None:
-        self.manifest, self.corpus, self.count = manifest, corpus, count
+    def __init__(
+        self, manifest: RunManifest, corpus: TokenCorpus, count: int, keep: Path | None = None
+    ) -> None:
+        self.manifest, self.corpus, self.count, self.keep = manifest, corpus, count, keep
         self.honest, self.wrong = Tally(), Tally()
         self.by_round: list[dict[str, object]] = []
         self.routers: list[bytes | None] = [None] * manifest.experts
@@ -106,7 +108,7 @@ class Rounds:
                 result = router_round(self.manifest, self.corpus, e, number, before, share)
                 results.append(result)
                 self._audit(e, number, before, result.parameters, share, self.honest, row)
-                if number % LIE_EVERY == 1:
+                if number % LIE_EVERY == 1 and self.count:
                     rest = np.setdiff1d(ids, share)
                     other = training_order(number, rest, min(len(share), len(rest)), "lie", e)
                     lie = router_round(self.manifest, self.corpus, e, number, before, other)
@@ -124,6 +126,8 @@ class Rounds:
         self, expert: int, number: int, before: bytes | None, after: bytes, share: np.ndarray,
         tally: Tally, row: dict[str, object], prefix: str = "",
     ) -> None:  # fmt: skip
+        if not self.count:
+            return
         target = UnitKey(UnitKind.ROUTER_ROUND, expert, number)
         auditor = Auditor(self.manifest, self.corpus, target, 1)
         data = auditor.router_round(before, after, share)
@@ -143,8 +147,10 @@ class Rounds:
             row.setdefault(prefix + name, []).append(round(whole[name], 4))  # type: ignore[attr-defined]
 
     def _plausible(self, scores_NxE: np.ndarray, number: int, row: dict[str, object]) -> None:
+        if self.keep:
+            np.save(self.keep / f"scores-{number}.npy", scores_NxE)
         found = block_figures(scores_NxE)
-        row["alike"] = round(float(found.alike_E.min()), 3)
+        row["explained"] = round(float(found.explained_E.min()), 3)
         row["level"] = round(float(np.abs(found.level_E).max()), 3)
         row["spread"] = [round(float(v), 2) for v in (found.spread_E.min(), found.spread_E.max())]
         row["copy"] = round(float(found.copy_E.min()), 3)
@@ -202,10 +208,11 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--chunk", type=int, default=2560)
-    parser.add_argument("--sample", type=int, default=32)
+    parser.add_argument("--sample", type=int, default=32, help="0: look at score blocks only")
     parser.add_argument("--steps", type=int, default=100, help="of each expert; 0: no experts")
     parser.add_argument("--domains", default="", help="of the text pack, all by default")
     parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--keep", type=Path, help="a folder for every round's scores, as .npy")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -215,7 +222,7 @@ def main() -> None:
             if arguments.corpus
             else pack_corpus(Path(place), domains=domains)
         )
-        rounds = Rounds(make(arguments, corpus), corpus, arguments.sample)
+        rounds = Rounds(make(arguments, corpus), corpus, arguments.sample, arguments.keep)
         rounds.run()
         report: dict[str, object] = {
             "rounds": rounds.by_round,

@@ -30,7 +30,7 @@ def test_the_odd_ones_unit_is_named_and_nothing_is_divided(tmp_path, blocks):
     assert isinstance(found, Suspects)
     assert found.job_id == "assign/2"
     assert list(found.units) == ["router_round/2/1"]
-    assert "don't follow any other router's" in found.units["router_round/2/1"]
+    assert "nothing to do with the others'" in found.units["router_round/2/1"]
 
 
 def test_what_was_audited_is_odd_no_more(tmp_path, blocks):

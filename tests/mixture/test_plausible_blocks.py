@@ -48,7 +48,7 @@ def raised(scores, e):
 
 
 def steep(scores, e):
-    scores[:, e] = -200 + 2.5 * (scores[:, e] + 200)
+    scores[:, e] = -200 + 3 * (scores[:, e] + 200)
 
 
 LIES = [shuffled, at_random, constant, copied, nearly_copied, raised, steep]
@@ -75,7 +75,7 @@ def test_of_two_blocks_both_are_looked_at(lie):
 def test_the_reason_says_what_is_odd():
     scores = honest(4)
     shuffled(scores, 2)
-    assert "don't follow any other" in odd_blocks(scores)[2]
+    assert "nothing to do with the others'" in odd_blocks(scores)[2]
     scores = honest(4)
     copied(scores, 2)
     assert odd_blocks(scores)[2] == "its scores are nearly those of router 3"

@@ -46,11 +46,12 @@ def random_scores(doer: UnitDoer, unit: Unit, inputs: Inputs) -> dict[str, bytes
 
 
 def wrong_domain(doer: UnitDoer, unit: Unit, inputs: Inputs) -> dict[str, bytes]:
-    """Experts of all text but their own."""
+    """Experts of text of another kind than their own."""
     if unit.key.kind is UnitKind.TRAIN_EXPERT:
-        mine = decode_ids(inputs["segment"])
-        others = np.setdiff1d(np.arange(doer.manifest.train_sequences), mine)
-        inputs = inputs | {"segment": encode_ids(others)}
+        labels_N = doer.corpus.train.labels
+        assert labels_N is not None
+        mine = np.bincount(labels_N[decode_ids(inputs["segment"])]).argmax()
+        inputs = inputs | {"segment": encode_ids(np.flatnonzero(labels_N != mine))}
     return honest(doer, unit, inputs)
 
 
