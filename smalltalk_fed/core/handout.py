@@ -120,7 +120,8 @@ def _audit_unit(state: HardState, key: UnitKey) -> Unit:
             if state.manifest.heldout_sequences:
                 routed = output(state, UnitKey(UnitKind.SHARD, index=HELDOUT), "experts")
                 inputs.append(_named("routed", routed))
-            inputs.append(final_routers(state)[target.expert])
+            routers = enumerate(final_routers(state))
+            inputs += [_named(f"router-{expert}", ref) for expert, ref in routers]
     return Unit(key, tuple(inputs), weights=made.weights, sample=audit.sample)
 
 

@@ -152,7 +152,7 @@ def test_who_looks_at_a_result_does_not_see_what_it_said() -> None:
     assert names["router_round/0/2"] == ["parameters", "before", "share"]
     assert names["shard/1"] == names["shard/heldout"] == ["router-0", "router-1"]
     assert sorted(names["train_expert/1"]) == [
-        "config", "parameters", "routed", "segment", "weights",
+        "config", "routed", "router-0", "router-1", "segment", "weights",
     ]  # fmt: skip
 
 
