@@ -18,7 +18,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import known
 from smalltalk_fed.core.catalogue import outputs_of, size_limit
 from smalltalk_fed.core.handout import handed_out_from, unit
-from smalltalk_fed.core.units import Result, UnitKey
+from smalltalk_fed.core.units import Result, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, Refused, SmalltalkError
 from smalltalk_fed.host.blobs import Upload
 from smalltalk_fed.host.host import Host
@@ -200,6 +200,8 @@ class RunService(pb_grpc.RunServicer):
         node = known(state, exchange.node_id)
         if state.is_finished(key):
             return  # said again; it changes nothing
+        if key.kind is UnitKind.AUDIT and not state.in_phase(key):
+            return  # nobody asks for this opinion any more; the node is told to drop it
         if not state.in_phase(key):
             raise Refused(f"{result.unit_id} is not part of the run's present phase")
         begun = int(result.figures.get("from_step", 0.0))

@@ -59,6 +59,7 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
         folder.blobs,
         clock,
         on_decision=_log_decision,
+        audit_secret=folder.audit_secret(),
         on_finished=lambda coordinator, blobs: _assemble(folder, coordinator, blobs),
     )
 

@@ -150,6 +150,10 @@ class RunFolder:
         """The coordinator's signing key."""
         return SigningKey.load(self.path / "signing.key")
 
+    def audit_secret(self) -> bytes:
+        """What audits are drawn with: made from the signing key, so that old folders have it."""
+        return self.signing_key().secret_for("audits")
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder alone.

@@ -50,7 +50,7 @@ class _LostBlob:
 
 @dataclass(frozen=True)
 class _Inbound:
-    message: msg.Request | msg.JobFinished | msg.JobFailed | _LostBlob
+    message: msg.Request | msg.Outcome | _LostBlob
     conversation: int = 0
 
 
@@ -68,13 +68,17 @@ class Host:
         on_finished: Callable[[Coordinator, BlobStore], None] = lambda coordinator, blobs: None,
         snapshot_events: int = SNAPSHOT_EVENTS,
         executor: Executor | None = None,
+        audit_secret: bytes = b"",
     ) -> None:
-        """`executor`: where jobs run instead of in a worker process; `stop` shuts it down."""
+        """`executor`: where jobs run instead of in a worker process; `stop` shuts it down.
+
+        `audit_secret`: what audits are drawn with; whoever knows it foresees them.
+        """
         self.manifest = manifest
         self.clock = clock
         self.blobs = BlobStore(blob_folder)
         self.blobs.clean()
-        self.coordinator, self._snapshot_at = recover(manifest, journal, clock.now())
+        self.coordinator, self._snapshot_at = recover(manifest, journal, clock.now(), audit_secret)
         self.loose = Loose(blob_folder / "uploads", self.blobs, RunLimits.of(manifest).disk)
         self.loose.forget(needed_blobs(self.coordinator.state))
         self._journal = journal
@@ -212,7 +216,7 @@ class Host:
 
     def _handle(self, inbound: _Inbound, now: float) -> Ready:
         match inbound.message:
-            case msg.JobFinished() | msg.JobFailed():
+            case msg.JobFinished() | msg.JobFailed() | msg.Suspects() | msg.Judged():
                 return self.coordinator.job_done(inbound.message, now)
             case _LostBlob():
                 return self._lost(inbound.message, now)
@@ -291,7 +295,7 @@ class Host:
         self._trouble = trouble
         self._wake.set()
 
-    def _tell(self, message: msg.JobFinished | msg.JobFailed | _LostBlob) -> None:
+    def _tell(self, message: msg.Outcome | _LostBlob) -> None:
         self._inbox.append(_Inbound(message))
         self._wake.set()
 

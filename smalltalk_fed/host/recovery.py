@@ -20,8 +20,12 @@ from smalltalk_fed.host.journal import JournalLike
 log = logging.getLogger("smalltalk.journal")
 
 
-def recover(manifest: RunManifest, journal: JournalLike, now: float) -> tuple[Coordinator, int]:
+def recover(
+    manifest: RunManifest, journal: JournalLike, now: float, secret: bytes = b""
+) -> tuple[Coordinator, int]:
     """The coordinator as the journal has it (call its `start` next), and the snapshot's event.
+
+    `secret`: what audits are drawn with, if it is going to hand out work.
 
     Raises:
         WorldError: the journal is damaged, of another version, or the disk refuses.
@@ -33,8 +37,8 @@ def recover(manifest: RunManifest, journal: JournalLike, now: float) -> tuple[Co
             log.warning("the snapshot at event %d can't be used: %s", kept.up_to, error)
             continue
         tail = journal.events_after(kept.up_to)
-        return Coordinator.replay(manifest, tail, now, state=state), kept.up_to
-    return Coordinator.replay(manifest, journal.events(), now), 0
+        return Coordinator.replay(manifest, tail, now, state, secret), kept.up_to
+    return Coordinator.replay(manifest, journal.events(), now, secret=secret), 0
 
 
 def read_snapshot(manifest: RunManifest, data: bytes) -> HardState:

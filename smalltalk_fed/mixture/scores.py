@@ -92,6 +92,11 @@ def decode_scores(data: bytes, expected: int | None = None) -> NDArray[np.float3
     return (steps * step + centre).astype(np.float32)
 
 
+def step_nats(data: bytes) -> float:
+    """Return the step, in nats, of a score block that `decode_scores` takes."""
+    return float(_HEADER.unpack_from(data)[5])
+
+
 def stack_score_blocks(blocks: Sequence[bytes], expected: int) -> NDArray[np.float32]:
     """Decode the blocks of all E routers for one chunk into scores_NxE, float32, row-major.
 

@@ -8,6 +8,7 @@ carrier brought it, it can be checked years later from the journal alone.
 
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -48,6 +49,15 @@ class SigningKey:
         if not isinstance(key, Ed25519PrivateKey):
             raise UserError(f"{path} holds no Ed25519 key.")
         return cls(key)
+
+    def secret_for(self, purpose: str) -> bytes:
+        """32 bytes that only the holder of the key knows; others for another purpose."""
+        raw = self._key.private_bytes(
+            serialization.Encoding.Raw,
+            serialization.PrivateFormat.Raw,
+            serialization.NoEncryption(),
+        )
+        return hmac.digest(raw, b"smalltalk-fed secret 1\0" + purpose.encode(), "sha256")
 
     def save(self, path: Path) -> None:
         """Write the key, mode 0600."""

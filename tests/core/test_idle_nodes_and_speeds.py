@@ -77,7 +77,7 @@ def test_the_largest_expert_goes_to_the_fastest_node() -> None:
     while world.coordinator.state.phase is not Phase.TRAINING:
         third.done()
         third.look()
-    third.poll(failed=msg.Failure("train_expert/0", "no"), wants_work=False)
+    third.poll(failed=msg.Failure("train_expert/0", "no"))
     third.poll(failed=msg.Failure("train_expert/1", "no"), wants_work=False)
     world.ask(msg.Pause())
     slow.poll()
