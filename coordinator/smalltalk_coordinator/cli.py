@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from smalltalk_coordinator import invitations, tables
+from smalltalk_coordinator import invitations, tables, trace_table
 from smalltalk_coordinator.asking import ask, status_of
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.core import messages as msg
@@ -23,6 +23,7 @@ from smalltalk_fed.host.backup import backup as make_backup
 from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.host.export import export_assignments
 from smalltalk_fed.host.folder import RunFolder
+from smalltalk_fed.host.trace import trace_node
 from smalltalk_fed.telemetry import logs
 from smalltalk_fed.telemetry.console import EXIT_CODES, program, run_program
 
@@ -136,6 +137,29 @@ def revoke(
 
 
 app.command(epilog=EXIT_CODES)(invitations.addresses)
+
+
+@app.command(epilog=EXIT_CODES)
+def readmit(
+    folder: Dir,
+    node: Annotated[str, typer.Argument(help="The node's id, as in `status`.")],
+) -> None:
+    """Let a quarantined node work again, as a newcomer whose first units are checked."""
+    typer.echo(ask(RunFolder.open(folder), msg.Readmit(node)))
+
+
+@app.command(epilog=EXIT_CODES)
+def trace(
+    folder: Dir,
+    node: Annotated[str, typer.Argument(help="The node's id, as in `status`.")],
+    as_json: AsJson = False,
+) -> None:
+    """List what a node's results were used for, out of the journal."""
+    found = trace_node(RunFolder.open(folder), node)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        trace_table.show(found)
 
 
 @app.command(epilog=EXIT_CODES)

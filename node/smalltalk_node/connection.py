@@ -24,6 +24,7 @@ from smalltalk_fed.wire.certificates import key_to_pem
 from smalltalk_fed.wire.signing import verify_unit
 from smalltalk_node.dialling import CALL_TIMEOUT_S, OPTIONS, NoAnswer, Stranger, error_of
 from smalltalk_node.identity import Identity, NodeFolder
+from smalltalk_node.outgoing import Outgoing
 from smalltalk_node.standing import Standing
 
 
@@ -38,9 +39,16 @@ class Line:
 class Connection:
     """The run's port, mutual TLS. Any thread may call."""
 
-    def __init__(self, folder: NodeFolder, identity: Identity, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        folder: NodeFolder,
+        identity: Identity,
+        ledger: Ledger,
+        outgoing: Outgoing | None = None,
+    ) -> None:
         self._folder, self._identity, self.ledger = folder, identity, ledger
-        self._standing = Standing(folder, identity)
+        self._outgoing = outgoing or Outgoing()
+        self._standing = Standing(folder, identity, self._outgoing)
         self._signer: tuple[bytes, str] | None = None
         self._lock = threading.Lock()
         self._pending: set[grpc.Future] = set()
@@ -58,7 +66,7 @@ class Connection:
         )
         address = self._identity.runs[self._at]
         channel = grpc.secure_channel(address, credentials, options=OPTIONS)
-        self._channel, self._stub = channel, pb_grpc.RunStub(channel)
+        self._channel, self._stub = channel, pb_grpc.RunStub(self._outgoing.through(channel))
         self.line = Line(address, self._standing.renewed)
 
     @property
@@ -148,7 +156,10 @@ class Connection:
         line = self.line
         self.ledger.message(self.node_id, kind, "up", request.ByteSize())
         # A future, so that Ctrl-C can end a long poll: a blocking call can't be cancelled.
-        pending = method.future(request, timeout=timeout_s)
+        try:
+            pending = method.future(request, timeout=timeout_s)
+        except grpc.RpcError as error:  # it could not be turned into bytes, or not be recorded
+            raise self.explained(error, line) from None
         with self._lock:
             self._pending.add(pending)
         try:
@@ -180,6 +191,8 @@ class Connection:
         """
         if isinstance(error, grpc.FutureCancelledError):
             return NoAnswer("the call was cancelled.")
+        if self._outgoing.problem is not None:
+            return self._outgoing.problem
         found = error_of(error, line.address)
         if isinstance(found, Stranger):
             self._strangers.add(line.address)

@@ -2,8 +2,8 @@
 
 Rules: TLS trusts the run's authority alone and expects the fixed server name, whatever address
 is dialled: whoever else answers is told nothing. A status is turned back into the error that it
-was made of; no answer is a `NoAnswer`. The enrolment port has server TLS only, and is looked for
-at all addresses in turn.
+was made of (`SlowDown` by the wait that comes with it); no answer is a `NoAnswer`. The enrolment
+port has server TLS only, and is looked for at all addresses in turn.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from smalltalk_fed.errors import SmalltalkError, Unauthenticated, WorldError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.wire.certificates import SERVER_NAME, to_der, to_pem
+from smalltalk_fed.wire.limits import WAIT_KEY
+from smalltalk_node.outgoing import Outgoing
 
 T = TypeVar("T")
 
 CALL_TIMEOUT_S = 30.0
 EXPLAIN_TIMEOUT_S = 5.0
+DETAILS_CHARS_MAX = 2000
+WAIT_MAX_S = 600.0  # whatever a coordinator says
 MESSAGE_BYTES_MAX = 2 << 20
 OPTIONS = (
     ("grpc.ssl_target_name_override", SERVER_NAME),
@@ -68,7 +72,7 @@ class Stranger(Unauthenticated):
 
 def error_of(error: grpc.RpcError, address: str) -> SmalltalkError:
     """The error of ours that a failed call stands for."""
-    code, details = error.code(), error.details() or ""
+    code, details = error.code(), errors.shown(error.details() or "", DETAILS_CHARS_MAX)
     if code in _NO_ANSWER:
         # Our side found the handshake wrong; an alert would be the other side's verdict on us.
         if "SSL_ERROR_SSL" in details and "ALERT" not in details:
@@ -78,10 +82,20 @@ def error_of(error: grpc.RpcError, address: str) -> SmalltalkError:
                 "clock); check the address and the clock, and ask the organiser."
             )
         return NoAnswer(f"no coordinator answers at {address} ({_short(details) or code.name}).")
+    if (wait_s := _wait_s(error)) is not None:
+        return errors.SlowDown(details, wait_s)
     kind = _BY_HINT.get(code.name)
     if kind is None:
         return WorldError(f"the coordinator at {address} failed ({code.name}: {_short(details)}).")
     return kind(details or f"refused by the coordinator at {address} without a reason")
+
+
+def _wait_s(error: grpc.RpcError) -> float | None:
+    """When to ask again, if that is all that was wrong."""
+    for key, value in error.trailing_metadata() or ():
+        if key == WAIT_KEY and str(value).isdecimal():
+            return min(int(value) / 1000, WAIT_MAX_S)
+    return None
 
 
 def _short(details: str) -> str:
@@ -93,12 +107,12 @@ def _short(details: str) -> str:
 class Newcomer:
     """The enrolment port: server TLS only. Use as a context manager."""
 
-    def __init__(self, address: str, authority: bytes) -> None:
+    def __init__(self, address: str, authority: bytes, outgoing: Outgoing | None = None) -> None:
         """`authority` is the run's CA certificate, DER or PEM."""
         self._address = address
         credentials = grpc.ssl_channel_credentials(root_certificates=to_pem(authority))
         self._channel = grpc.secure_channel(address, credentials, options=OPTIONS)
-        self._stub = pb_grpc.EnrolmentStub(self._channel)
+        self._stub = pb_grpc.EnrolmentStub((outgoing or Outgoing()).through(self._channel))
 
     def __enter__(self) -> Newcomer:
         return self
@@ -135,7 +149,12 @@ class Newcomer:
             raise error_of(error, self._address) from None
 
 
-def at_any(addresses: Sequence[str], authority: bytes, act: Callable[[Newcomer], T]) -> T:
+def at_any(
+    addresses: Sequence[str],
+    authority: bytes,
+    outgoing: Outgoing,
+    act: Callable[[Newcomer], T],
+) -> T:
     """Do `act` at the first of these enrolment ports where the coordinator answers.
 
     Raises what `act` raises; where nobody answers anywhere, what the last address gave.
@@ -143,7 +162,7 @@ def at_any(addresses: Sequence[str], authority: bytes, act: Callable[[Newcomer],
     failure: SmalltalkError = WorldError("this node knows no address; join in a new folder.")
     for address in addresses:
         try:
-            with Newcomer(address, authority) as newcomer:
+            with Newcomer(address, authority, outgoing) as newcomer:
                 return act(newcomer)
         except (NoAnswer, Stranger) as error:
             failure = error

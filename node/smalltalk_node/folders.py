@@ -16,6 +16,7 @@ from smalltalk_fed.core.units import BlobRef, Unit, UnitKey, UnitKind
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Malformed
 from smalltalk_node.identity import NodeFolder
+from smalltalk_node.limits import Limits
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -31,13 +32,20 @@ class Workplace:
     folder: Path  # of checkpoints
     experts: Path  # of finished experts
     device: str  # as given: auto, cpu, cuda, ...
+    limits: Limits = Limits()
 
     @classmethod
     def inside(
-        cls, folder: NodeFolder, manifest: RunManifest, corpus: TokenCorpus, device: str
+        cls,
+        folder: NodeFolder,
+        manifest: RunManifest,
+        corpus: TokenCorpus,
+        device: str,
+        limits: Limits = Limits(),
     ) -> Workplace:
         """The places of a node's folder, made if they are not there."""
-        return cls(manifest, corpus, folder.place("work"), folder.place("experts"), device)
+        work, experts = folder.place("work"), folder.place("experts")
+        return cls(manifest, corpus, work, experts, device, limits)
 
 
 def unit_folder(place: Workplace, unit: Unit) -> Path:
@@ -71,8 +79,10 @@ def forget_unit(place: Workplace, unit: Unit) -> None:
 
 def forget_passed(place: Workplace, unit: Unit) -> None:
     """Remove checkpoints of what a run that gives out `unit` has behind it."""
+    # An audit says as much of where the run is as the unit that it is of.
+    now = UnitKey.parse(unit.key.target) if unit.key.kind is UnitKind.AUDIT else unit.key
     for key, folder in _units_in(place):
-        if _passed(key, unit.key):
+        if _passed(key, now):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.errors import UserError
 from smalltalk_fed.wire import certificates
 from smalltalk_fed.wire.secret_files import private_folder, read_secret, write_secret
@@ -31,6 +32,7 @@ from smalltalk_fed.wire.signing import SigningKey
 DEFAULT_FOLDER = Path("~/.smalltalk/node")
 NODE_FILE = "node.json"
 ADDRESS_LISTS = ("run_addresses", "enrolment_addresses")
+INCARNATION_MAX = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,12 @@ class NodeFolder:
                 "from the run's organiser."
             )
         try:
-            return _identity(json.loads(read_secret(path, "who this node is")))
-        except (ValueError, TypeError):
+            found = json.loads(read_secret(path, "who this node is"))
+            identity = Identity(**{**found, **_lists(found)})
+            if odd := wrong_field(identity):
+                raise ValueError(odd)
+            return identity
+        except (RecursionError, ValueError, TypeError):
             raise UserError(f"{path} is damaged; join again in a new folder.") from None
 
     def keep_identity(self, identity: Identity) -> None:
@@ -143,7 +149,12 @@ class NodeFolder:
         that comes out of a backup does not repeat numbers.
         """
         path = self.path / "incarnation"
-        last = int(path.read_bytes()) if path.exists() else 0
+        try:
+            last = int(path.read_bytes()[:20]) if path.exists() else 0
+            if not 0 <= last < INCARNATION_MAX:
+                raise ValueError
+        except ValueError:
+            raise UserError(f"{path} is damaged; join again in a new folder.") from None
         incarnation = max(last + 1, int(now))
         write_secret(path, str(incarnation).encode())
         return incarnation
@@ -191,16 +202,7 @@ class NodeFolder:
         return self.path / name
 
 
-def _identity(found: Any) -> Identity:
-    """Raises TypeError when a field is unknown, missing or of another type."""
-    fields = dict(found)
-    for name in ADDRESS_LISTS:
-        if not isinstance(fields.get(name, []), list):
-            raise TypeError(f"{name} is no list")
-        fields[name] = tuple(fields.get(name, []))
-    identity = Identity(**fields)
-    single = [value for name, value in asdict(identity).items() if name not in ADDRESS_LISTS]
-    lists = (*identity.run_addresses, *identity.enrolment_addresses)
-    if not all(isinstance(value, str) for value in (*single, *lists)):
-        raise TypeError("a field is no text")
-    return identity
+def _lists(found: dict[str, Any]) -> dict[str, object]:
+    """The lists of addresses as tuples, which JSON does not have."""
+    lists = {name: found[name] for name in ADDRESS_LISTS if name in found}
+    return {name: tuple(value) if type(value) is list else value for name, value in lists.items()}

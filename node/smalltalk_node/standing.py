@@ -13,8 +13,10 @@ import time
 
 from smalltalk_fed.errors import PeerError, SmalltalkError, Unauthenticated, WorldError
 from smalltalk_fed.wire.certificates import certificate_facts, make_request
+from smalltalk_fed.wire.values import cut
 from smalltalk_node.dialling import NoAnswer, at_any
 from smalltalk_node.identity import Identity, NodeFolder
+from smalltalk_node.outgoing import Outgoing
 
 EXPLAIN_EVERY_S = 20.0
 
@@ -22,8 +24,8 @@ EXPLAIN_EVERY_S = 20.0
 class Standing:
     """One node's certificate, as the coordinator sees it."""
 
-    def __init__(self, folder: NodeFolder, identity: Identity) -> None:
-        self._folder = folder
+    def __init__(self, folder: NodeFolder, identity: Identity, outgoing: Outgoing) -> None:
+        self._folder, self._outgoing = folder, outgoing
         self.identity = identity
         self._lock = threading.Lock()
         self._explained_at = float("-inf")
@@ -41,6 +43,7 @@ class Standing:
         certificate = at_any(
             self.identity.enrolments,
             folder.authority,
+            self._outgoing,
             lambda port: port.renew(folder.certificate, request),
         )
         folder.keep_certificate(certificate)
@@ -68,12 +71,13 @@ class Standing:
                 reply = at_any(
                     self.identity.enrolments,
                     folder.authority,
+                    self._outgoing,
                     lambda port: port.explain(folder.certificate),
                 )
                 if reply.welcome:
                     return found
                 if reply.now <= certificate_facts(folder.certificate).not_after:
-                    return Unauthenticated(str(reply.reason)[:500])
+                    return Unauthenticated(cut(str(reply.reason)))
                 self.renew()
             except PeerError as refusal:
                 return refusal

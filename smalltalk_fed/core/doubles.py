@@ -12,7 +12,7 @@ noticed again. Two that speak under the same number are not told apart.
 from __future__ import annotations
 
 from smalltalk_fed.core.outbox import Outbox
-from smalltalk_fed.core.state import Node
+from smalltalk_fed.core.records import Node
 from smalltalk_fed.errors import Refused
 
 LATE_MESSAGES = 2  # of a process that was replaced: more than that are no accident

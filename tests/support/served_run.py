@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from smalltalk_coordinator.listening import Listeners
-from smalltalk_coordinator.server import make_listeners
+from smalltalk_coordinator.server import make_gates, make_listeners
 from support.deployment import free_port
 from support.tiny_run import tiny_manifest
 
@@ -111,9 +111,11 @@ class ServedRun:
             self.folder.blobs,
             self.clock,
             on_decision=self.decisions.append,
+            audit_secret=self.folder.audit_secret(),
             executor=ThreadPoolExecutor(1),
         )
-        self.listeners = make_listeners(self.folder, self.host, Ledger(), self.status)
+        gates = make_gates(self.folder.manifest)
+        self.listeners = make_listeners(self.folder, self.host, Ledger(), self.status, gates)
         await self.listeners.start()
         self.host.start()
 
