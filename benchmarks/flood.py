@@ -8,8 +8,9 @@ second where they are, and fetch a small blob now and then; their latencies are 
 Quiet and flooded phases take turns, and each flooded phase has a new flooder, so that its
 first burst is in every one of them. The flooder has a low priority: the honest nodes' own
 share of the cores is not what is measured. The kind `compute` sends nothing and computes as
-much as it can: what it costs the honest nodes is this machine's part of every row. A row a kind
-of flood:
+much as it can: what it costs the honest nodes is this machine's part of every row. On a busy
+machine `chrt -r 1 python benchmarks/flood.py` (as root) leaves other work out of the figures. A
+row a kind of flood:
 
     quiet_p99_ms, flooded_p99_ms, ratio     of the honest nodes' questions
     fetch_quiet_p99_ms, fetch_flooded_p99_ms  of their downloads
@@ -28,6 +29,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -39,14 +41,22 @@ HERE = Path(__file__).parent
 KINDS = ("compute", "exchange", "join", "garbage", "upload", "download")
 
 
-def spawn(stack: ExitStack, table: Path, *arguments: str, nice: int = 0) -> subprocess.Popen[str]:
+def behind_the_others() -> None:
+    """Give way to coordinator and honest nodes, also if they have a real-time priority."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    os.nice(10)
+
+
+def spawn(
+    stack: ExitStack, table: Path, *arguments: str, before: Callable[[], None] | None = None
+) -> subprocess.Popen[str]:
     """A process of `flood_nodes.py`."""
     child = subprocess.Popen(
         [sys.executable, str(HERE / "flood_nodes.py"), str(table), *arguments],
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        preexec_fn=lambda: os.nice(nice),
+        preexec_fn=before,
     )
     stack.callback(child.kill)
     return child
@@ -97,7 +107,7 @@ def measure(stack: ExitStack, folder: Path, arguments: argparse.Namespace) -> di
         for kind in kinds:
             quiet = time.monotonic()
             time.sleep(arguments.seconds)
-            child = spawn(stack, table, kind, "--node", str(flooder), nice=10)
+            child = spawn(stack, table, kind, "--node", str(flooder), before=behind_the_others)
             flooder += 1
             heard(child)  # it is connected
             quiet_end = flooded = time.monotonic()
