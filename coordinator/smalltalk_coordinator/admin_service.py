@@ -1,4 +1,4 @@
-"""The operator's calls, on the run's port: status, invite, revoke, pause, resume."""
+"""The operator's calls, on the run's port: status, invite, revoke, readmit, pause, resume."""
 
 from __future__ import annotations
 
@@ -51,6 +51,13 @@ class AdminService(pb_grpc.AdminServicer):
     ) -> pb.AdminReply:
         """Shut a node out."""
         return await self._do(convert_admin.revoke_from_proto(request), context)
+
+    @served
+    async def Readmit(  # noqa: N802
+        self, request: pb.ReadmitRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AdminReply:
+        """Let a quarantined node work again."""
+        return await self._do(convert_admin.readmit_from_proto(request), context)
 
     @served
     async def Pause(  # noqa: N802

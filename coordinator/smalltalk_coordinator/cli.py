@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smalltalk_coordinator import tables
+from smalltalk_coordinator import tables, trace_table
 from smalltalk_coordinator.operator_client import NotServing, OperatorClient
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.core import messages as msg
@@ -23,6 +23,7 @@ from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.host.export import export_assignments
 from smalltalk_fed.host.folder import Addresses, RunFolder
 from smalltalk_fed.host.offline import decide_offline, status_offline
+from smalltalk_fed.host.trace import trace_node
 from smalltalk_fed.telemetry import logs
 from smalltalk_fed.telemetry.console import EXIT_CODES, program, run_program
 from smalltalk_fed.wire.token import (
@@ -38,7 +39,9 @@ app = program(NAME, "Organise a run: invite nodes, hand out work, keep the journ
 
 Dir = Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-OperatorMessage = msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Pause | msg.Resume
+OperatorMessage = (
+    msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Readmit | msg.Pause | msg.Resume
+)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -158,6 +161,29 @@ def revoke(
 ) -> None:
     """Shut a node out for good; its work goes to others."""
     typer.echo(_do(RunFolder.open(folder), msg.Revoke(node, reason)))
+
+
+@app.command(epilog=EXIT_CODES)
+def readmit(
+    folder: Dir,
+    node: Annotated[str, typer.Argument(help="The node's id, as in `status`.")],
+) -> None:
+    """Let a quarantined node work again, as a newcomer whose first units are checked."""
+    typer.echo(_do(RunFolder.open(folder), msg.Readmit(node)))
+
+
+@app.command(epilog=EXIT_CODES)
+def trace(
+    folder: Dir,
+    node: Annotated[str, typer.Argument(help="The node's id, as in `status`.")],
+    as_json: AsJson = False,
+) -> None:
+    """List what a node's results were used for, out of the journal."""
+    found = trace_node(RunFolder.open(folder), node)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        trace_table.show(found)
 
 
 @app.command(epilog=EXIT_CODES)

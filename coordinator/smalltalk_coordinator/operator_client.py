@@ -21,7 +21,7 @@ from smalltalk_fed.wire import convert_admin
 from smalltalk_fed.wire.certificates import SERVER_NAME
 
 TIMEOUT_S = 10.0
-Asked = msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Pause | msg.Resume
+Asked = msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Readmit | msg.Pause | msg.Resume
 _BY_HINT = {
     kind.hint: kind
     for kind in (
@@ -69,9 +69,7 @@ class OperatorClient:
         status: dict[str, Any] = json.loads(reply.json)
         return status
 
-    def do(
-        self, message: msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Pause | msg.Resume
-    ) -> str:
+    def do(self, message: Asked) -> str:
         """Ask for something; returns what happened."""
         match message:
             case msg.MakeInvite():
@@ -83,6 +81,8 @@ class OperatorClient:
                 )
             case msg.Revoke():
                 call, request = self._stub.Revoke, convert_admin.revoke_to_proto(message)
+            case msg.Readmit():
+                call, request = self._stub.Readmit, convert_admin.readmit_to_proto(message)
             case msg.Pause():
                 call, request = self._stub.Pause, convert_admin.pause_to_proto(message)
             case msg.Resume():

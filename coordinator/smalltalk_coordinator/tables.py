@@ -47,10 +47,13 @@ def render(status: Status) -> RenderableType:
         parts.append(_nodes(status["nodes"]))
     else:
         parts.append(Text("no nodes yet; `smalltalk-coordinator invite` prints a token for one"))
+    parts.append(Text(_audits(status)))
     parts.append(Text(_bytes(status["bytes"])))
     result = status.get("evaluation")
     if result:
         parts.append(Text(f"held-out perplexity after the prefix: {result['suffix_ppl']:.2f}"))
+    for refused in status.get("refused", ()):
+        parts.append(Text(_refused(refused), style="yellow"))
     if status.get("mixture"):
         parts.append(Text(f"the mixture is in {status['mixture']}"))
     return Group(*parts)
@@ -79,11 +82,35 @@ def _nodes(nodes: list[Status]) -> Table:
 def _state(node: Status) -> str:
     if node["revoked"]:
         return "revoked"
+    if node["quarantined"]:
+        return "quarantined"
     if node["present"]:
         return "working" if node["unit"] else "waiting"
     if node["seen_s_ago"] is None:
         return "away"
     return f"silent for {node['seen_s_ago']:.0f} s"
+
+
+def _refused(refused: Status) -> str:
+    if refused["dropped_for_s"]:
+        return (
+            f"{refused['caller']} called too often; not heard for {refused['dropped_for_s']:.0f} s"
+        )
+    return f"{refused['caller']} calls too often; {refused['refused']} calls refused"
+
+
+def _audits(status: Status) -> str:
+    audits = status["audits"]
+    line = (
+        f"audits: {audits['good']} good, {audits['bad']} bad, {audits['waived']} waived, "
+        f"{audits['open']} open"
+    )
+    if audits["note"]:
+        line += f"; {audits['note']}"
+    for node in status["nodes"]:
+        if node["quarantined"]:
+            line += f"\n{node['node_id']} is quarantined: {node['quarantined']}"
+    return line
 
 
 def _bytes(totals: Status) -> str:
@@ -103,6 +130,7 @@ def show_audit(report: AuditReport) -> None:
         "routers": f"{counts.get('results', 0)} results, {counts.get('taken_back', 0)} taken back",
         "segments": f"{counts.get('segments', 0)} segments",
         "experts": f"{counts.get('experts', 0)} finished, {counts.get('collected', 0)} on the way",
+        "audits": ", ".join(f"{counts.get(name, 0)} {name}" for name in ("good", "bad", "waived")),
         "signatures": f"{counts.get('signatures', 0)} good",
         "blobs": f"{report.blobs_kept} kept; not kept: {not_kept or 'none'}",
         "journal": f"{report.events} events, phase {report.phase}",

@@ -2,9 +2,10 @@
 
 Rules: TLS trusts the run's authority alone and expects the fixed server name, whatever
 address is dialled; a node without certificate can only use `Enrolment`. A status is turned
-back into the error that it was made of; no answer is a `WorldError`, unless the enrolment
-port says that our certificate is the reason, since a refused handshake can't. Every message
-is counted in the ledger with its frame. Blobs are `transfer`'s part.
+back into the error that it was made of (`SlowDown` by the wait that comes with it); no answer
+is a `WorldError`, unless the enrolment port says that our certificate is the reason, since a
+refused handshake can't. Every message is counted in the ledger with its frame. Blobs are
+`transfer`'s part.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ from smalltalk_fed.wire.certificates import (
     to_der,
     to_pem,
 )
-from smalltalk_fed.wire.values import cut, printable
+from smalltalk_fed.wire.limits import WAIT_KEY
+from smalltalk_fed.wire.values import cut
 from smalltalk_node.identity import Identity, NodeFolder
 from smalltalk_node.outgoing import Outgoing
 
 CALL_TIMEOUT_S = 30.0
 EXPLAIN_TIMEOUT_S = 5.0
 EXPLAIN_EVERY_S = 20.0
+DETAILS_CHARS_MAX = 2000
+WAIT_MAX_S = 600.0  # whatever a coordinator says
 MESSAGE_BYTES_MAX = 2 << 20
 OPTIONS = (
     ("grpc.ssl_target_name_override", SERVER_NAME),
@@ -78,7 +82,7 @@ class NoAnswer(WorldError):
 
 def error_of(error: grpc.RpcError, address: str) -> SmalltalkError:
     """The error of ours that a failed call stands for."""
-    code, details = error.code(), printable(error.details() or "")
+    code, details = error.code(), errors.shown(error.details() or "", DETAILS_CHARS_MAX)
     if code in _NO_ANSWER:
         # Our side found the handshake wrong; an alert would be the other side's verdict on us.
         if "SSL_ERROR_SSL" in details and "ALERT" not in details:
@@ -88,10 +92,20 @@ def error_of(error: grpc.RpcError, address: str) -> SmalltalkError:
                 "clock); check the address and the clock, and ask the organiser."
             )
         return NoAnswer(f"no coordinator answers at {address} ({_short(details) or code.name}).")
+    if (wait_s := _wait_s(error)) is not None:
+        return errors.SlowDown(details, wait_s)
     kind = _BY_HINT.get(code.name)
     if kind is None:
         return WorldError(f"the coordinator at {address} failed ({code.name}: {_short(details)}).")
     return kind(details or f"refused by the coordinator at {address} without a reason")
+
+
+def _wait_s(error: grpc.RpcError) -> float | None:
+    """When to ask again, if that is all that was wrong."""
+    for key, value in error.trailing_metadata() or ():
+        if key == WAIT_KEY and str(value).isdecimal():
+            return min(int(value) / 1000, WAIT_MAX_S)
+    return None
 
 
 def _short(details: str) -> str:

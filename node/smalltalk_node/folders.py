@@ -79,8 +79,10 @@ def forget_unit(place: Workplace, unit: Unit) -> None:
 
 def forget_passed(place: Workplace, unit: Unit) -> None:
     """Remove checkpoints of what a run that gives out `unit` has behind it."""
+    # An audit says as much of where the run is as the unit that it is of.
+    now = UnitKey.parse(unit.key.target) if unit.key.kind is UnitKind.AUDIT else unit.key
     for key, folder in _units_in(place):
-        if _passed(key, unit.key):
+        if _passed(key, now):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -23,6 +23,7 @@ from smalltalk_fed.errors import (
     Malformed,
     PeerError,
     Refused,
+    SlowDown,
     SmalltalkError,
     TooLarge,
     UserError,
@@ -188,9 +189,10 @@ class Program:
             return Todo()
         except (Malformed, TooLarge) as error:
             return self._refused(question, error)
-        except WorldError as error:
+        except (WorldError, SlowDown) as error:
             self._rejoined = False  # whoever answers next may be a new process
-            wait_s = self._session.lost(self._clock.now(), random.random())
+            asked_s = error.wait_s if isinstance(error, SlowDown) else 0.0
+            wait_s = self._session.lost(self._clock.now(), random.random(), asked_s)
             self._say_waiting(error, wait_s)
             return Todo()
         self._rejoined = False
@@ -247,7 +249,7 @@ class Program:
             ),
         )
 
-        def wait(error: WorldError, wait_s: float) -> None:
+        def wait(error: WorldError | SlowDown, wait_s: float) -> None:
             self._say_waiting(error, wait_s)
             if self._stopping.wait(wait_s):
                 raise KeyboardInterrupt
@@ -290,7 +292,7 @@ class Program:
         fraction, figures = (progress.fraction, progress.figures) if progress else (0.0, {})
         self._records.show(self._session, fraction, figures, self._ledger)
 
-    def _say_waiting(self, error: WorldError, wait_s: float) -> None:
+    def _say_waiting(self, error: WorldError | SlowDown, wait_s: float) -> None:
         if not self._stopping.is_set():
             self._records.waiting(error, wait_s)
 

@@ -126,6 +126,6 @@ def _router_speed(path: Path) -> float:
     """What an earlier process of this node noted; 0 if there was none."""
     try:
         speed = json.loads(path.read_text()).get("router_tokens_per_s", 0.0)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, RecursionError, ValueError, AttributeError):
         return 0.0
     return float(speed) if isinstance(speed, int | float) and 0 < speed < math.inf else 0.0

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKind
-from smalltalk_fed.errors import Malformed, Refused, TooLarge, WorldError
-from smalltalk_fed.mixture.idlists import decode_experts, decode_ids
+from smalltalk_fed.config.model_config import CONFIG_BYTES_MAX, model_config
+from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKey, UnitKind
+from smalltalk_fed.errors import Refused, TooLarge, WorldError
 from smalltalk_node.folders import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -29,8 +29,7 @@ from smalltalk_node.folders import (
     metrics_folder,
     unit_folder,
 )
-
-CONFIG_BYTES_MAX = 1 << 16
+from smalltalk_node.unit_inputs import UnitInputs
 
 Output = bytes | Path
 OnProgress = Callable[[float, dict[str, float]], None]
@@ -43,41 +42,6 @@ class Done:
 
     outputs: dict[str, Output]
     figures: dict[str, float]
-
-
-def input_limit(manifest: RunManifest, name: str) -> int:
-    """Largest input of this name in bytes, as the manifest implies; 0 for names that none has."""
-    chunk = manifest.config.router.chunk_sequences
-    match name:
-        case "share":
-            return 64 + 8 * chunk
-        case "segment":
-            return 64 + 8 * manifest.train_sequences
-        case "routed":
-            return 64 + 2 * manifest.heldout_sequences
-        case "config":
-            return CONFIG_BYTES_MAX
-        case "weights" | "seed" | "state":
-            return manifest.expert_blob_bytes_max
-        case _ if name == "parameters" or name.startswith("router-"):
-            return manifest.router_blob_bytes_max
-        case _:
-            return 0
-
-
-def check_inputs(manifest: RunManifest, unit: Unit) -> None:
-    """Refuse a unit whose inputs are larger than the manifest implies, before any is fetched.
-
-    Raises:
-        TooLarge: and which it is.
-    """
-    for ref in unit.inputs:
-        limit = input_limit(manifest, ref.name)
-        if ref.size > limit:
-            raise TooLarge(
-                f"input '{ref.name}' of {unit.unit_id} has {ref.size} bytes; the run's manifest "
-                f"allows {limit}"
-            )
 
 
 def needed(place: Workplace, unit: Unit, ref: BlobRef) -> bool:
@@ -111,7 +75,8 @@ def do_unit(
     from smalltalk_fed.train.device import choose_device
 
     device = str(choose_device(place.device))
-    work = _Work(unit, inputs, place, device, on_progress, on_state, should_stop)
+    files = UnitInputs(place.manifest, unit, inputs)
+    work = _Work(unit, files, place, device, on_progress, on_state, should_stop)
     match unit.key.kind:
         case UnitKind.ROUTER_ROUND:
             return work.router_round()
@@ -123,12 +88,14 @@ def do_unit(
             return work.train_expert()
         case UnitKind.EVALUATE:
             return work.evaluate()
+        case UnitKind.AUDIT:
+            return work.audit()
 
 
 @dataclass(frozen=True)
 class _Work:
     unit: Unit
-    inputs: dict[str, Path]
+    inputs: UnitInputs
     place: Workplace
     device: str
     on_progress: OnProgress
@@ -142,14 +109,14 @@ class _Work:
     def router_round(self) -> Done:
         from smalltalk_fed.train.units import router_round
 
-        key, parameters = self.unit.key, self.inputs.get("parameters")
+        key = self.unit.key
         result = router_round(
             self.manifest,
             self.place.corpus,
             key.expert,
             key.index,
-            parameters.read_bytes() if parameters else None,
-            self._ids("share"),
+            self.inputs.data_if_any("parameters"),
+            self.inputs.ids("share"),
             work_folder=self._folder(),
             device=self.device,
             on_progress=self.on_progress,
@@ -163,14 +130,11 @@ class _Work:
     def shard(self) -> Done:
         from smalltalk_fed.train.units import shard
 
-        routers = [
-            self._input(f"router-{expert}").read_bytes() for expert in range(self.manifest.experts)
-        ]
         heldout = self.unit.key.index == HELDOUT
         result = shard(
             self.manifest,
             self.place.corpus,
-            routers,
+            self.inputs.routers(),
             self.unit.key.index,
             weights=self.unit.weights,
             heldout=heldout,
@@ -192,10 +156,10 @@ class _Work:
         weights, figures = self._train(
             "expert",
             expert=self.unit.key.expert,
-            segment_ids=self._ids("segment"),
-            seed_parameters=self.inputs.get("seed"),
+            segment_ids=self.inputs.ids("segment"),
+            seed_parameters=self.inputs.files.get("seed"),
             start=start,
-            state=self.inputs.get("state"),
+            state=self.inputs.files.get("state"),
         )
         config = expert_config(self.manifest)
         kept = self._keep_expert(weights, config)
@@ -206,16 +170,9 @@ class _Work:
     def evaluate(self) -> Done:
         from smalltalk_fed.train.evaluation import evaluate_expert
 
-        expert_N = _decoded(
-            self.unit,
-            "routed",
-            lambda: decode_experts(
-                self._input("routed").read_bytes(),
-                self.manifest.heldout_sequences,
-                self.manifest.experts,
-            ),
-        )
-        weights = self.inputs.get("weights") or expert_folder(self.place, self.unit) / WEIGHTS_FILE
+        expert_N = self.inputs.experts("routed")
+        kept = expert_folder(self.place, self.unit) / WEIGHTS_FILE
+        weights = self.inputs.files.get("weights") or kept
         if not weights.exists():
             raise Refused(f"this node does not have the weights of expert {self.unit.key.expert}")
         figures = evaluate_expert(
@@ -228,6 +185,34 @@ class _Work:
             should_stop=self.should_stop,
         )
         return Done({}, figures)
+
+    def audit(self) -> Done:
+        from smalltalk_fed.train.audit import Auditor
+
+        inputs, target = self.inputs, UnitKey.parse(self.unit.key.target)
+        auditor = Auditor(
+            self.manifest,
+            self.place.corpus,
+            target,
+            self.unit.sample,
+            self.device,
+            self.should_stop,
+        )
+        match target.kind:
+            case UnitKind.ROUTER_ROUND:
+                before, after = inputs.data_if_any("before"), inputs.data("parameters")
+                opinion = auditor.router_round(before, after, inputs.ids("share"))
+            case UnitKind.SHARD:
+                opinion = auditor.shard(inputs.routers())
+            case _:
+                routed = "routed" in inputs.files
+                opinion = auditor.expert(
+                    inputs.file("weights"),
+                    inputs.routers(),
+                    inputs.ids("segment"),
+                    inputs.experts("routed") if routed else np.zeros(0, np.int32),
+                )
+        return Done({"audit": opinion}, {})
 
     # -------------------------------------------------------------------------------- small
 
@@ -245,16 +230,6 @@ class _Work:
             metrics_folder=metrics_folder(self.place, self.unit),
         )
 
-    def _input(self, name: str) -> Path:
-        path = self.inputs.get(name)
-        if path is None:
-            raise Malformed(f"{self.unit.unit_id} came without its input '{name}'")
-        return path
-
-    def _ids(self, name: str) -> np.ndarray:
-        data = self._input(name).read_bytes()
-        return _decoded(self.unit, name, lambda: decode_ids(data, self.manifest.train_sequences))
-
     def _folder(self) -> Path:
         """Of this unit's checkpoints."""
         return unit_folder(self.place, self.unit)
@@ -271,8 +246,6 @@ class _Work:
 
 def expert_config(manifest: RunManifest) -> bytes:
     """config.json of this run's experts, the same bytes on every node."""
-    from smalltalk_fed.model.build import model_config
-
     config = manifest.config
     if config.expert.init not in ("fresh", "seed"):
         data = (Path(config.expert.init) / CONFIG_FILE).read_bytes()
@@ -281,10 +254,3 @@ def expert_config(manifest: RunManifest) -> bytes:
         return data
     table = model_config(config.expert.model, manifest.vocabulary, config.sequence.length)
     return json.dumps(table, indent=2, sort_keys=True).encode() + b"\n"
-
-
-def _decoded(unit: Unit, name: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
-    try:
-        return decode()
-    except ValueError as error:
-        raise Malformed(f"input '{name}' of {unit.unit_id}: {error}") from None

@@ -36,7 +36,8 @@ from smalltalk_node.guard import Guard
 from smalltalk_node.machine import WORKER_THREAD
 from smalltalk_node.patience import Dropped, patiently, upload
 from smalltalk_node.transfer import get_blob, ref_of
-from smalltalk_node.work import Done, check_inputs, do_unit, needed
+from smalltalk_node.unit_inputs import check_inputs
+from smalltalk_node.work import Done, do_unit, needed
 
 log = logging.getLogger("smalltalk.node")
 

@@ -1,4 +1,4 @@
-"""Who may enter a run: invitations, enrolment, revocation. Decisions, not cryptography.
+"""Who may enter a run: invitations, enrolment, revocation, readmission. Decisions only.
 
 Rules: an invitation is known by its secret's digest alone; it counts uses, ends at a time,
 and the same key may come again under the same invitation (its answer may have got lost). A
@@ -13,7 +13,8 @@ import re
 from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.state import HardState, Node
+from smalltalk_fed.core.records import Node
+from smalltalk_fed.core.state import HardState
 from smalltalk_fed.errors import Forbidden, Malformed, Refused, Unauthenticated
 
 SIGNING_KEY_BYTES = 32
@@ -26,7 +27,7 @@ def known(state: HardState, node_id: str) -> Node:
 
     Raises:
         Unauthenticated: nobody enrolled under it.
-        Forbidden: it was revoked.
+        Forbidden: it was revoked or quarantined.
     """
     node = state.nodes.get(node_id)
     if node is None:
@@ -35,6 +36,10 @@ def known(state: HardState, node_id: str) -> Node:
         )
     if node.revoked:
         raise Forbidden(f"node {node_id} was shut out: {node.revoked}")
+    if node.quarantined:
+        raise Forbidden(
+            f"node {node_id} is quarantined ({node.quarantined}); ask the organiser to readmit it"
+        )
     return node
 
 
@@ -72,7 +77,7 @@ def check_join(state: HardState, message: msg.Join) -> Node:
 
 def decide(
     state: HardState,
-    message: msg.Enrol | msg.MakeInvite | msg.CancelInvite | msg.Revoke,
+    message: msg.Enrol | msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Readmit,
     now: float,
 ) -> tuple[ev.Event | None, msg.Answer]:
     """The event, if something changes, and the answer.
@@ -100,14 +105,27 @@ def decide(
                 raise Refused(f"'{message.prefix}' fits {len(found)} invitations; it must fit one")
             return ev.InviteCancelled(now, found[0]), msg.Done(f"invitation {found[0][:8]} is void")
         case msg.Revoke():
-            node = state.nodes.get(message.node_id)
-            if node is None:
-                raise Refused(f"no node is called '{message.node_id}'; `status` lists them")
+            node = _named(state, message.node_id)
             if node.revoked:
                 return None, msg.Done(f"node {node.node_id} was shut out before: {node.revoked}")
             return ev.NodeRevoked(now, node.node_id, message.reason), msg.Done(
                 f"node {node.node_id} is shut out"
             )
+        case msg.Readmit():
+            node = _named(state, message.node_id)
+            if node.revoked:
+                raise Refused(f"node {node.node_id} was shut out for good: {node.revoked}")
+            if not node.quarantined:
+                return None, msg.Done(f"node {node.node_id} is not quarantined")
+            answer = msg.Done(f"node {node.node_id} may work again, as a newcomer")
+            return ev.NodeReadmitted(now, node.node_id), answer
+
+
+def _named(state: HardState, node_id: str) -> Node:
+    node = state.nodes.get(node_id)
+    if node is None:
+        raise Refused(f"no node is called '{node_id}'; `status` lists them")
+    return node
 
 
 def _enrol(state: HardState, message: msg.Enrol, now: float) -> tuple[ev.Event | None, msg.Answer]:

@@ -4,8 +4,9 @@ Rules: see the package's docstring for the caller's duties. A message is checked
 before anything changes, so an exception means that nothing did. `apply` is the only way to
 hard state. Leases, presence and questions that wait are soft (`leases.py`), handing out is
 `dispatch`'s part, who gets what is decided in `scheduling.py`, who may enter in
-`admission.py`, what a node said of its units in `reports.py`. It never looks into a blob:
-the host checks those before it calls `handle`.
+`admission.py`, what a node said of its units in `reports.py`, which results are looked at by
+others in `auditing.py`. It never looks into a blob: the host checks those before it calls
+`handle`. `secret` is what audits are drawn with; nobody but the coordinator may know it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core import admission, handout, retention
+from smalltalk_fed.core import admission, outcomes, retention
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.auditing import Auditing
 from smalltalk_fed.core.dispatch import Dispatcher
+from smalltalk_fed.core.exclusion import Exclusion
+from smalltalk_fed.core.jobs import next_job
 from smalltalk_fed.core.leases import Leases, Presence, Waiting
 from smalltalk_fed.core.outbox import Outbox, Ready
 from smalltalk_fed.core.phases import WORKING, Phase, Trigger, allowed, next_phase
@@ -39,14 +43,18 @@ class Coordinator:
         *,
         frozen_until: float = 0.0,
         state: HardState | None = None,
+        secret: bytes = b"",
     ) -> None:
         self.state = state or HardState(manifest)
         self.leases = Leases(manifest.config.run.lease_s, frozen_until, now)
         self._now = now
         self._out = Outbox(self.state)
         self._dispatch = Dispatcher(self.state, self.leases, self._out)
-        self._reports = Reports(self.state, self.leases, self._out, self._dispatch)
-        self._job: str | None = None
+        parts = (self.state, self.leases, self._out, self._dispatch)
+        self._exclusion = Exclusion(*parts)
+        self._auditing = Auditing(*parts, self._exclusion, secret)
+        self._reports = Reports(*parts, self._auditing)
+        self._job: msg.Job | None = None
 
     @classmethod
     def replay(
@@ -55,12 +63,13 @@ class Coordinator:
         events: Iterable[ev.Event],
         now: float,
         state: HardState | None = None,
+        secret: bytes = b"",
     ) -> Coordinator:
         """The coordinator as the journal has it: `state`, if given, and the events after it.
 
         Call `start` next. If work may be under way, nothing is leased for one lease time.
         """
-        coordinator = cls(manifest, now, state=state)
+        coordinator = cls(manifest, now, state=state, secret=secret)
         for event in events:
             coordinator.apply(event)
         if coordinator.state.phase in (*WORKING, Phase.PAUSED):
@@ -76,6 +85,7 @@ class Coordinator:
     def start(self, now: float) -> Ready:
         """Once after construction or replay: the work that was left undone."""
         self._now = now
+        self._auditing.watch(now)
         self._advance(now)
         return self._out.take()
 
@@ -88,14 +98,16 @@ class Coordinator:
                 f"lease of {lease.key.unit_id} taken from {lease.node_id}",
                 f"nothing heard for {self.leases.lease_s:.0f} s",
             )
-        self._dispatch.offer(now)
+        self._move_if(Trigger.PAUSE, self._auditing.tick(now), now)
+        self._advance(now)
         for waiting in self.leases.questions_due(now):
             self._dispatch.answer(waiting, "nothing to do yet")
         return self._out.take()
 
     def deadline(self) -> float | None:
         """When `tick` must be called at the latest, or None."""
-        return self._dispatch.deadline(self._now)
+        times = (self._dispatch.deadline(self._now), self._auditing.deadline())
+        return min((time for time in times if time is not None), default=None)
 
     def handle(self, message: msg.Request, conversation: int, now: float) -> Ready:
         """Take one request in.
@@ -115,32 +127,24 @@ class Coordinator:
                 self._pause(message, conversation, now)
             case msg.Resume():
                 self._resume(conversation, now)
-            case msg.Enrol() | msg.MakeInvite() | msg.CancelInvite() | msg.Revoke():
+            case _:
                 event, answer = admission.decide(self.state, message, now)
                 if event is not None:
                     self._out.emit(event)
                 if isinstance(message, msg.Revoke):
-                    self._shut_out(message.node_id, now)
+                    self._exclusion.shut_out(message.node_id, "this node was revoked")
+                    self._dispatch.offer(now)
                 self._out.reply(conversation, answer)
         return self._out.take()
 
-    def job_done(self, outcome: msg.JobFinished | msg.JobFailed, now: float) -> Ready:
+    def job_done(self, outcome: msg.Outcome, now: float) -> Ready:
         """Take the result of a job in; one that is not waited for is ignored."""
-        if outcome.job_id != self._job:
+        job = self._job
+        if job is None or outcome.job_id != job.job_id:
             return self._out.take()
-        self._job = None
-        match outcome:
-            case msg.JobFinished() if outcome.job_id == "segments":
-                self._out.emit(ev.SegmentsMade(now, outcome.outputs, dict(outcome.figures)))
-            case msg.JobFinished():
-                number = int(outcome.job_id.removeprefix("assign/"))
-                figures = dict(outcome.figures)
-                self._out.emit(ev.RoundAssigned(now, number, outcome.outputs, figures))
-            case msg.JobFailed() if outcome.culprit:
-                self._out.emit(ev.UnitRejected(now, outcome.culprit, outcome.reason))
-                self._fail_if(self._reports.failed(outcome.culprit, "", outcome.reason), now)
-            case msg.JobFailed():
-                self._move(Trigger.FAIL, f"{outcome.job_id}: {outcome.reason}", now)
+        self._now, self._job = now, None
+        parts = (self._out, self._auditing, self._reports)
+        self._move_if(*outcomes.take(*parts, job, outcome, now), now)
         self._advance(now)
         return self._out.take()
 
@@ -155,8 +159,8 @@ class Coordinator:
             self._out.decide(f"{what or 'the segments'} must be made again", reason)
         elif digest in retention.needed_blobs(self.state):
             why = f"{reason}; put it back from a backup, then `smalltalk-coordinator resume`"
-            if allowed(self.state.phase, Trigger.PAUSE):
-                self._move(Trigger.PAUSE, why[:MAX_REASON], now)
+            self._move_if(Trigger.PAUSE, why, now)
+        self._auditing.watch(now)
         self._advance(now)
         return self._out.take()
 
@@ -192,13 +196,14 @@ class Coordinator:
     def _exchange(self, message: msg.Exchange, conversation: int, now: float) -> None:
         node_id, state = message.node_id, self.state
         presence = self._presence(node_id, message.incarnation)
-        check_exchange(state, message)
+        check_exchange(state, self.leases, message)
         # From here on nothing raises.
         self.leases.heard(presence, now)
-        self.leases.unhold(node_id)  # a node that asks again has given up its earlier question
+        if earlier := self.leases.waiting.get(node_id):  # the node has given it up
+            self._dispatch.answer(earlier, "this node asked again")
         heard = self._reports.take(message, now)
         if heard.failed_for_good:
-            self._fail_if(heard.failed_for_good, now)
+            self._move_if(Trigger.FAIL, heard.failed_for_good, now)
         if state.phase in (Phase.FINISHED, Phase.FAILED):
             stop, failed, reason = True, state.phase is Phase.FAILED, self._dispatch.ending()
         else:
@@ -252,6 +257,7 @@ class Coordinator:
         if not allowed(self.state.phase, Trigger.RESUME):
             raise Refused(f"a run that is {self.state.phase} can't be resumed")
         self._move(Trigger.RESUME, "resumed by the operator", now)
+        self._auditing.watch(now)
         self._out.reply(conversation, msg.Done(f"resumed in phase {self.state.phase}"))
         self._advance(now)
 
@@ -261,8 +267,8 @@ class Coordinator:
         """Move along the phases as far as the state allows, then hand out work."""
         while (step := next_step(self.state)) is not None:
             self._move(*step, now)
-        if self._job is None and (job := handout.next_job(self.state)) is not None:
-            self._job = job.job_id
+        if self._job is None and (job := next_job(self.state)) is not None:
+            self._job = job
             self._out.job(job)
         self._dispatch.offer(now)
 
@@ -271,19 +277,10 @@ class Coordinator:
         self._out.emit(ev.PhaseChanged(now, trigger, target, reason))
         self._out.decide(f"phase {target}", reason)
 
-    def _fail_if(self, reason: str, now: float) -> None:
-        """End the run for a unit that failed too often."""
-        if reason and allowed(self.state.phase, Trigger.FAIL):
-            self._move(Trigger.FAIL, reason, now)
-
-    def _shut_out(self, node_id: str, now: float) -> None:
-        self._dispatch.release_node(node_id)
-        waiting = self.leases.waiting.get(node_id)
-        if waiting:
-            self._dispatch.answer(waiting, "this node was revoked", stop=True, failed=True)
-        self.leases.present.pop(node_id, None)
-        self.leases.changes += 1
-        self._dispatch.offer(now)
+    def _move_if(self, trigger: Trigger, reason: str, now: float) -> None:
+        """Fail or pause the run, if there is a reason and it is not over or paused already."""
+        if reason and allowed(self.state.phase, trigger):
+            self._move(trigger, reason[:MAX_REASON], now)
 
     def _presence(self, node_id: str, incarnation: int) -> Presence:
         admission.known(self.state, node_id)

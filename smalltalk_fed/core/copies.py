@@ -3,8 +3,8 @@
 Rules: a unit may have `spare_copies` beside the first. It may be copied when it has run much
 longer than usual, or when the fastest free node would finish it much sooner than its holder
 by the holder's own progress. Nobody copies a unit that it failed at, or one that only its
-holder can do. With thousands of nodes asking, nothing is looked at twice while no lease
-changed, nothing was reported and no faster node came.
+holder can do; audits are short, and have no copies. With thousands of nodes asking, nothing
+is looked at twice while no lease changed, nothing was reported and no faster node came.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Copies:
     def _match(self, lease: Lease, now: float) -> tuple[str, UnitKey, str] | None:
         leases, key = self._leases, lease.key
         held = leases.by_unit[key]
-        if key not in self._state.open:
+        if key not in self._state.open or key.kind is UnitKind.AUDIT:
             return None  # the run is paused, or what the unit needs was lost
         if held[0] is not lease or len(held) > self._state.manifest.config.run.spare_copies:
             return None
@@ -99,7 +99,9 @@ class Copies:
         """
         copies, units = self._state.manifest.config.run.spare_copies, self._state.open
         for key, held in self._leases.by_unit.items():
-            if key in units and len(held) <= copies and not handout.pinned(self._state, key):
+            if key not in units or key.kind is UnitKind.AUDIT:
+                continue
+            if len(held) <= copies and not handout.pinned(self._state, key):
                 yield held[0]
                 if key.kind is UnitKind.SHARD:
                     return

@@ -4,7 +4,8 @@ Rules: a question for work is held while there is none, so that a node learns of
 once; only so many are held, those of the fastest nodes and of those that have an expert or
 router at hand; the others are told to come back later, so that ten thousand idle nodes cost
 a few questions a second. Who gets which unit is
-`scheduling`'s part. Units that nobody holds are kept as a set and never counted anew.
+`scheduling`'s part. Units that nobody holds are kept as sets, audits apart from the others,
+and never counted anew.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Dispatcher:
     def __init__(self, state: HardState, leases: Leases, outbox: Outbox) -> None:
         self._state, self._leases, self._out = state, leases, outbox
         self._free: dict[UnitKey, None] = {}
+        self._free_audits: dict[UnitKey, None] = {}
         self._free_of: dict[UnitKey, None] | None = None
         self._copies = Copies(state, leases)
         self._refills = 0  # of `_free`
@@ -53,19 +55,42 @@ class Dispatcher:
         return min(times, default=None)
 
     def free(self) -> dict[UnitKey, None]:
-        """Open units that nobody holds."""
-        units = self._state.open
-        if units is not self._free_of:
-            self._free = {key: None for key in units if key not in self._leases.by_unit}
-            self._free_of = units
-            self._refills += 1
+        """Open units that nobody holds, without audits."""
+        self._refill()
         return self._free
+
+    def free_audits(self) -> dict[UnitKey, None]:
+        """Open audits that nobody holds."""
+        self._refill()
+        return self._free_audits
+
+    def _refill(self) -> None:
+        units = self._state.open
+        if units is self._free_of:
+            return
+        free = [key for key in units if key not in self._leases.by_unit]
+        self._free = {key: None for key in free if key.kind is not UnitKind.AUDIT}
+        self._free_audits = {key: None for key in free if key.kind is UnitKind.AUDIT}
+        self._free_of = units
+        self._refills += 1
+
+    def _free_like(self, key: UnitKey) -> dict[UnitKey, None]:
+        return self.free_audits() if key.kind is UnitKind.AUDIT else self.free()
+
+    def opened(self, key: UnitKey) -> None:
+        """An audit was opened; `state.open` has it and is the same object."""
+        if key in self._state.open:
+            self.free_audits()[key] = None
+
+    def closed(self, key: UnitKey) -> None:
+        """An audit that nobody holds is asked for no more."""
+        self.free_audits().pop(key, None)
 
     # -------------------------------------------------------------------------------- leases
 
     def lease(self, key: UnitKey, node_id: str, now: float, *, copy: bool = False) -> Lease:
         """Grant a lease; who takes a long unit over is journaled."""
-        self.free().pop(key, None)
+        self._free_like(key).pop(key, None)
         started = self._state.started.get(key.unit_id)
         if key.kind in LONG and not copy and (started is None or started.node_id != node_id):
             self._out.emit(ev.UnitStarted(now, key.unit_id, node_id))
@@ -75,7 +100,7 @@ class Dispatcher:
         """Take a lease back; its unit is free if nobody else holds it."""
         self._leases.release(lease)
         if lease.key not in self._leases.by_unit and lease.key in self._state.open:
-            self.free()[lease.key] = None
+            self._free_like(lease.key)[lease.key] = None
 
     def release_node(self, node_id: str) -> tuple[str, ...]:
         """Take back what a node holds; returns the units' ids."""
@@ -87,7 +112,7 @@ class Dispatcher:
 
     def finish(self, key: UnitKey, node_id: str, now: float) -> float:
         """End all leases of a unit that is finished now; returns how long the node held it."""
-        self.free().pop(key, None)
+        self._free_like(key).pop(key, None)
         return self._leases.finish(key, node_id, now)
 
     # ------------------------------------------------------------------------------- offering
@@ -101,13 +126,18 @@ class Dispatcher:
                 self.answer(waiting, reason, stop=True, failed=failed)
             return
         if leases.waiting and now >= leases.frozen_until:
+            self._match(self.free_audits(), now)
             if self._may_match(now):
-                for match in list(scheduling.matches(state, leases, self.free(), now)):
-                    self._give(match, now)
+                self._match(self.free(), now)
             if not self.free():
                 while (found := self._copies.find(now)) is not None:
                     self._give(scheduling.Match(*found), now, copy=True)
-        self._thin_out()
+        self._thin_out(now)
+
+    def _match(self, free: dict[UnitKey, None], now: float) -> None:
+        if free:
+            for match in list(scheduling.matches(self._state, self._leases, free, now)):
+                self._give(match, now)
 
     def ending(self) -> str:
         """Why there is no more work."""
@@ -139,7 +169,8 @@ class Dispatcher:
 
     def _give(self, match: scheduling.Match, now: float, *, copy: bool = False) -> None:
         waiting = self._leases.waiting[match.node_id]
-        self.lease(match.key, match.node_id, now, copy=copy)
+        lease = self.lease(match.key, match.node_id, now, copy=copy)
+        lease.start_step = handout.unit(self._state, match.key).start_step
         what = "a copy of " if copy else ""
         self._out.decide(f"{what}{match.key.unit_id} goes to {match.node_id}", match.reason)
         self.answer(waiting, match.reason, unit_key=match.key)
@@ -179,10 +210,11 @@ class Dispatcher:
             return math.inf
         return scheduling.kept_until(self._state, leases, key)
 
-    def _thin_out(self) -> None:
+    def _thin_out(self, now: float) -> None:
         """Send away the slowest of those that wait, if more wait than can be of use soon."""
         leases, held = self._leases, self._leases.waiting
-        most = SPARE_QUESTIONS + 2 * self._state.experts + len(self.free())
+        free = len(self.free()) + len(self.free_audits())
+        most = SPARE_QUESTIONS + 2 * self._state.experts + free
         while len(held) > most:
             holders = self._present_holders()
             slowest = next(
@@ -191,6 +223,7 @@ class Dispatcher:
             )
             wait_s = self._idle_wait_s()
             why = f"enough nodes wait; this one is asked to come back in {wait_s:.0f} s"
+            self._leases.present[slowest].expected = now + wait_s
             self.answer(held[slowest], why, wait_s=wait_s)
 
     def _present_holders(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""What the state asks for: units with their inputs, jobs, and who has an input at hand.
+"""What the state asks for: units with their inputs, and who has an input at hand.
 
 Functions of hard state alone: a restarted coordinator hands out exactly what the one before
 would have.
@@ -6,33 +6,13 @@ would have.
 
 from __future__ import annotations
 
-from smalltalk_fed.core.messages import AssignJob, Job, SegmentsJob
-from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKey, UnitKind
-from smalltalk_fed.errors import OurError
+from smalltalk_fed.errors import OurError, Refused
 
 # A node that is this much slower or faster than the usual still gets no smaller or larger
 # share of the text: measurements are rough, and an expert needs some text.
 SPEED_RATIO_MAX = 8.0
-
-
-def next_job(state: HardState) -> Job | None:
-    """The computation that the state waits for, if any; asked again after a restart."""
-    if state.phase is Phase.ROUTING:
-        if state.round == 0:
-            return AssignJob("assign/1", 1)
-        if state.round < state.rounds_total and not state.open:
-            number = state.round + 1
-            return AssignJob(f"assign/{number}", number, score_blocks(state), weights(state))
-    sharding = state.phase is Phase.SHARDING and not state.open
-    if state.segments is None and (sharding or state.phase is Phase.TRAINING):
-        shards = tuple(
-            _output(state, UnitKey(UnitKind.SHARD, index=index), "experts")
-            for index in range(state.manifest.shard_count)
-        )
-        return SegmentsJob("segments", shards, weights(state))
-    return None
 
 
 def weights(state: HardState) -> tuple[float, ...]:
@@ -58,7 +38,7 @@ def weights(state: HardState) -> tuple[float, ...]:
 def score_blocks(state: HardState) -> tuple[BlobRef, ...]:
     """The present round's score blocks, by expert."""
     return tuple(
-        _output(state, UnitKey(UnitKind.ROUTER_ROUND, expert, state.round), "scores")
+        output(state, UnitKey(UnitKind.ROUTER_ROUND, expert, state.round), "scores")
         for expert in range(state.experts)
     )
 
@@ -66,7 +46,7 @@ def score_blocks(state: HardState) -> tuple[BlobRef, ...]:
 def final_routers(state: HardState) -> tuple[BlobRef, ...]:
     """The finished routers' parameters, by expert."""
     return tuple(
-        _output(state, UnitKey(UnitKind.ROUTER_ROUND, expert, state.rounds_total), "parameters")
+        output(state, UnitKey(UnitKind.ROUTER_ROUND, expert, state.rounds_total), "parameters")
         for expert in range(state.experts)
     )
 
@@ -82,7 +62,7 @@ def unit(state: HardState, key: UnitKey, from_step: int | None = None) -> Unit:
         case UnitKind.ROUTER_ROUND:
             if key.index > 1:
                 before = UnitKey(UnitKind.ROUTER_ROUND, key.expert, key.index - 1)
-                inputs.append(_output(state, before, "parameters"))
+                inputs.append(output(state, before, "parameters"))
             inputs.append(_named("share", state.rounds[key.index].shares[key.expert]))
         case UnitKind.SHARD:
             inputs += [
@@ -91,12 +71,14 @@ def unit(state: HardState, key: UnitKey, from_step: int | None = None) -> Unit:
             return Unit(key, tuple(inputs), weights=weights(state))
         case UnitKind.TRAIN_EXPERT:
             return _expert_unit(state, key, from_step)
+        case UnitKind.AUDIT:
+            return _audit_unit(state, key)
         case UnitKind.EVALUATE:
-            routed = _output(state, UnitKey(UnitKind.SHARD, index=HELDOUT), "experts")
+            routed = output(state, UnitKey(UnitKind.SHARD, index=HELDOUT), "experts")
             inputs.append(_named("routed", routed))
             if state.manifest.config.expert.collects:
                 trained = UnitKey(UnitKind.TRAIN_EXPERT, key.expert)
-                inputs += [_output(state, trained, "config"), _output(state, trained, "weights")]
+                inputs += [output(state, trained, "config"), output(state, trained, "weights")]
     return Unit(key, tuple(inputs))
 
 
@@ -105,13 +87,42 @@ def _expert_unit(state: HardState, key: UnitKey, from_step: int | None) -> Unit:
         raise OurError(f"{key.unit_id} has no segment yet; this is a bug")
     inputs = [_named("segment", state.segments.segments[key.expert])]
     if state.manifest.config.expert.init == "seed":
-        seed = _output(state, UnitKey(UnitKind.TRAIN_SEED), "weights")
+        seed = output(state, UnitKey(UnitKind.TRAIN_SEED), "weights")
         inputs.append(_named("seed", seed))
     latest = state.collected.get(key.unit_id)
     step = (latest[-1].step if latest else 0) if from_step is None else from_step
     if step:
         inputs.append(_named("state", state.lineage[key.unit_id][step]))
     return Unit(key, tuple(inputs), step)
+
+
+def _audit_unit(state: HardState, key: UnitKey) -> Unit:
+    """What an opinion is made from: never the scores or the list that it is about.
+
+    Raises:
+        Refused: nobody asks for this opinion any more.
+    """
+    audit, target = state.audits.get(key.target), UnitKey.parse(key.target)
+    if audit is None or not state.in_phase(key):
+        raise Refused(f"{key.unit_id} is asked for no more")
+    made = unit(state, target, 0)
+    match target.kind:
+        case UnitKind.ROUTER_ROUND:
+            before, share = made.input("parameters"), made.input("share")
+            inputs = [output(state, target, "parameters")]
+            inputs += [_named("before", before)] if before else []
+            inputs += [share] if share else []
+        case UnitKind.SHARD:
+            inputs = list(made.inputs)
+        case _:
+            inputs = [output(state, target, "config"), output(state, target, "weights")]
+            inputs += [ref for ref in made.inputs if ref.name == "segment"]
+            if state.manifest.heldout_sequences:
+                routed = output(state, UnitKey(UnitKind.SHARD, index=HELDOUT), "experts")
+                inputs.append(_named("routed", routed))
+            routers = enumerate(final_routers(state))
+            inputs += [_named(f"router-{expert}", ref) for expert, ref in routers]
+    return Unit(key, tuple(inputs), weights=made.weights, sample=audit.sample)
 
 
 def handed_out_from(state: HardState, key: UnitKey, step: int) -> bool:
@@ -158,7 +169,8 @@ def pinned(state: HardState, key: UnitKey) -> bool:
     return key.kind is UnitKind.EVALUATE and not state.manifest.config.expert.collects
 
 
-def _output(state: HardState, key: UnitKey, name: str) -> BlobRef:
+def output(state: HardState, key: UnitKey, name: str) -> BlobRef:
+    """A finished unit's output. Raises OurError: it has none of this name."""
     accepted = state.finished.get(key.unit_id)
     for ref in accepted.outputs if accepted else ():
         if ref.name == name:

@@ -32,6 +32,7 @@ class Lease:
     figures: dict[str, float] = field(default_factory=dict)
     first_said: tuple[float, float] | None = None  # time and fraction of the first heartbeat
     last_said: float = 0.0
+    start_step: int = -1  # that an expert was handed out at; -1: handed out before a restart
 
     def said(self, working: Working, now: float) -> None:
         """Note what a heartbeat says."""
@@ -59,6 +60,7 @@ class Presence:
     capabilities: Capabilities = Capabilities()
     gone: bool = False  # it said goodbye
     tokens_per_s: float = 0.0  # as measured in its last router round, or as it says
+    expected: float = 0.0  # when it was told to ask again
 
 
 @dataclass
@@ -119,6 +121,8 @@ class Leases:
         self.present: dict[str, Presence] = {}
         self.waiting: dict[str, Waiting] = {}
         self.failures: dict[UnitKey, list[tuple[str, str]]] = {}  # unit -> (node, reason)
+        self.held: dict[UnitKey, set[str]] = {}  # unit -> nodes that had it, since `began`
+        self.dropped: dict[str, UnitKey] = {}  # node -> unit that it began from what counts no more
         self.changes = 0  # grows whenever something changed that who gets what depends on
         self.turnover = 0  # leases granted and released
         self.reported: dict[str, Lease] = {}  # by node, since somebody looked and cleared it
@@ -138,6 +142,7 @@ class Leases:
         lease = Lease(key, node_id, now, now + self.lease_s, copy)
         self.by_unit.setdefault(key, []).append(lease)
         self.by_node[node_id] = lease
+        self.held.setdefault(key, set()).add(node_id)
         self.changes += 1
         self.turnover += 1
         self._lease_ends.set(node_id, lease.until)
@@ -179,6 +184,7 @@ class Leases:
                 self._typical_s[key.kind] = median(durations)
             self.release(lease)
         self.failures.pop(key, None)
+        self.held.pop(key, None)
         return seconds
 
     def expired(self, now: float) -> list[Lease]:
@@ -188,6 +194,13 @@ class Leases:
             self._lease_ends.drop(first[1])
             found.append(self.by_node[first[1]])
         return found
+
+    def may_hand_in(self, key: UnitKey, node_id: str) -> bool:
+        """Whether a result of this unit may be the node's work.
+
+        Who held what is forgotten in a restart: of a unit that nobody holds it may.
+        """
+        return key not in self.by_unit or node_id in self.held.get(key, ())
 
     def typical_s(self, kind: UnitKind) -> float | None:
         """Median duration of this kind of unit of late, or None."""
@@ -243,6 +256,12 @@ class Leases:
     def _note(self, node_id: str) -> None:
         if node_id in self.watched:
             self.changes += 1
+
+    def last_there(self, presence: Presence, now: float) -> float:
+        """When a node was here for the last time: now, if it waits, works or is to ask again."""
+        if presence.node_id in self.waiting or presence.node_id in self.by_node:
+            return now
+        return presence.seen if presence.gone else max(presence.seen, min(presence.expected, now))
 
     def tokens_per_s(self, node_id: str) -> float:
         """The node's speed, 0 if it is not known."""

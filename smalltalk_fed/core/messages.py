@@ -186,16 +186,7 @@ class Left:
 
 
 Request = (
-    MakeInvite
-    | CancelInvite
-    | Revoke
-    | Readmit
-    | Pause
-    | Resume
-    | Enrol
-    | Join
-    | Exchange
-    | Leave
+    MakeInvite | CancelInvite | Revoke | Readmit | Pause | Resume | Enrol | Join | Exchange | Leave
 )
 Answer = Done | Enrolled | Joined | Order | Left
 

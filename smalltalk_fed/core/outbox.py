@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.retention import released_by
+from smalltalk_fed.core.retention import needed_blobs, released_by
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.errors import OurError
+
+# What these let go may be named by another result, too: a liar may hand in others' blobs.
+_BY_CONTENT = (ev.RoundAssigned, ev.UnitRejected, ev.NodeQuarantined)
 
 
 @dataclass
@@ -43,8 +46,12 @@ class Outbox:
 
     def emit(self, event: ev.Event) -> None:
         """Change hard state."""
-        self._ready.released += released_by(self._state, event)
+        released = released_by(self._state, event)
         self._state.apply(event)
+        if released and isinstance(event, _BY_CONTENT):
+            needed = needed_blobs(self._state)
+            released = tuple(digest for digest in released if digest not in needed)
+        self._ready.released += released
         self._ready.events.append(event)
 
     def reply(self, conversation: int, answer: msg.Answer) -> None:

@@ -17,14 +17,19 @@ def next_step(state: HardState) -> tuple[Trigger, str] | None:
             needed = state.manifest.config.run.nodes_to_start
             if state.joined >= needed:
                 return Trigger.ENOUGH_NODES, f"{state.joined} of {needed} nodes joined"
-        case Phase.ROUTING if state.round == state.rounds_total and not state.open:
+        case Phase.ROUTING if state.round == state.rounds_total and _done(state):
             return Trigger.ROUTERS_DONE, f"{state.rounds_total} rounds done"
         case Phase.SHARDING if state.segments is not None:
             return Trigger.SEGMENTS_MADE, "every training sequence has its expert"
-        case Phase.TRAINING if state.segments is not None and not state.open:
+        case Phase.TRAINING if state.segments is not None and _done(state):
             return Trigger.EXPERTS_DONE, f"{state.experts} experts trained"
         case Phase.EVALUATING if not state.manifest.heldout_sequences:
             return Trigger.EVALUATED, "the corpus has no held-out text"
         case Phase.EVALUATING if not state.open:
             return Trigger.EVALUATED, "every expert is evaluated"
     return None
+
+
+def _done(state: HardState) -> bool:
+    """Nothing is open, and no result waits for an audit."""
+    return not state.open and not state.waits_for_audits

@@ -3,8 +3,9 @@
 Rules: everything was checked before (`results.check_exchange`), so nothing raises here. A
 unit is accepted once; whoever comes later hears that it counts and stops. A node that works
 on a unit keeps it, also after a restart of the coordinator or after its lease ran out,
-unless others hold it already as often as the run allows. In a paused run a node is told to
-put its unit down; its checkpoint stays with it.
+unless others hold it already as often as the run allows. An opinion that nobody asks for any
+more is dropped without a fuss. A failure counts for a node that had the unit. In a paused run
+a node is told to put its unit down; its checkpoint stays with it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.auditing import Auditing
 from smalltalk_fed.core.dispatch import Dispatcher
 from smalltalk_fed.core.leases import Leases
 from smalltalk_fed.core.outbox import Outbox
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.scheduling import barred
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import Result, UnitKey, UnitKind
 
@@ -38,15 +41,25 @@ class Reports:
     """Takes nodes' reports in."""
 
     def __init__(
-        self, state: HardState, leases: Leases, outbox: Outbox, dispatch: Dispatcher
+        self,
+        state: HardState,
+        leases: Leases,
+        outbox: Outbox,
+        dispatch: Dispatcher,
+        auditing: Auditing,
     ) -> None:
         self._state, self._leases, self._out, self._dispatch = state, leases, outbox, dispatch
+        self._auditing = auditing
 
     def take(self, message: msg.Exchange, now: float) -> Heard:
         """All that one question says."""
         heard = Heard()
         if message.finished is not None:
-            heard.accepted = self._accept(message.finished, message, now)
+            key = UnitKey.parse(message.finished.unit_id)
+            if self._moot(key, message.node_id):
+                heard.cancel = key.unit_id
+            else:
+                heard.accepted = self._accept(message.finished, message, now)
         if message.failed is not None:
             heard.failed_for_good = self._give_up(message.failed, message.node_id)
         if message.collected is not None:
@@ -65,7 +78,7 @@ class Reports:
         failures.append((node_id, reason))
         self._leases.changes += 1
         self._out.decide(f"{unit_id} failed on {node_id or 'the coordinator'}", reason)
-        if len(failures) < MAX_FAILURES:
+        if len(failures) < MAX_FAILURES or key.kind is UnitKind.AUDIT:
             return ""
         return f"{unit_id} failed {len(failures)} times, last on {node_id}: {reason}"
 
@@ -78,18 +91,18 @@ class Reports:
             return result.unit_id
         seconds = self._dispatch.finish(key, message.node_id, now)
         self._measure(key, message.node_id, result.figures)
-        self._out.emit(
-            ev.UnitAccepted(
-                now,
-                result.unit_id,
-                message.node_id,
-                message.incarnation,
-                result.outputs,
-                dict(result.figures),
-                result.signature.hex(),
-                seconds,
-            )
+        accepted = ev.UnitAccepted(
+            now,
+            result.unit_id,
+            message.node_id,
+            message.incarnation,
+            result.outputs,
+            dict(result.figures),
+            result.signature.hex(),
+            seconds,
         )
+        self._out.emit(accepted)
+        self._auditing.accepted(accepted, now)
         return result.unit_id
 
     def _collect(self, state: Result, message: msg.Exchange, now: float) -> int:
@@ -119,15 +132,19 @@ class Reports:
         lease = self._leases.by_node.get(node_id)
         if lease and lease.key == key:
             self._dispatch.release(lease)
-        if self._state.is_finished(key) or not self._state.in_phase(key):
+        had = node_id in self._leases.held.get(key, ())
+        if self._state.is_finished(key) or not self._state.in_phase(key) or not had:
             return ""
         return self.failed(failure.unit_id, node_id, failure.reason[:MAX_REASON])
 
     def _renew(self, working: msg.Working, node_id: str, now: float) -> str:
         """Prolong a lease, or say which unit to drop."""
         key = UnitKey.parse(working.unit_id)
-        if self._state.is_finished(key) or self._state.phase is Phase.PAUSED:
-            # Somebody else was faster, or the operator wants quiet.
+        begun_amiss = self._leases.dropped.pop(node_id, None) == key
+        over = self._state.is_finished(key) or self._moot(key, node_id) or begun_amiss
+        if over or self._state.phase is Phase.PAUSED:
+            # Somebody else was faster, or what it began from counts no more, or the operator
+            # wants quiet.
             self._dispatch.release_node(node_id)
             return key.unit_id
         self._measure(key, node_id, working.figures)
@@ -135,13 +152,20 @@ class Reports:
         if lease is None or lease.key != key:
             self._dispatch.release_node(node_id)
             others = len(self._leases.by_unit.get(key, ()))
-            if others > self._state.manifest.config.run.spare_copies:
+            copies = self._state.manifest.config.run.spare_copies
+            if others > copies or (others and key.kind is UnitKind.AUDIT):
                 return key.unit_id
             # After a restart, or after its lease ran out.
             lease = self._dispatch.lease(key, node_id, now, copy=bool(others))
             self._out.decide(f"{key.unit_id} stays with {node_id}", "it says that it is at it")
         self._leases.renew(lease, working, now)
         return ""
+
+    def _moot(self, key: UnitKey, node_id: str) -> bool:
+        """Whether this opinion is not asked for, or not of this node."""
+        if key.kind is not UnitKind.AUDIT or self._state.is_finished(key):
+            return False
+        return not self._state.in_phase(key) or node_id in barred(self._state, key)
 
     def _measure(self, key: UnitKey, node_id: str, figures: dict[str, float]) -> None:
         """Note a node's speed; only of router rounds, so that speeds can be compared."""

@@ -1,16 +1,20 @@
 """Is a message about a unit acceptable? Checked completely before anything changes.
 
-Form only, out of hard state: the unit is known, the outputs are the right ones and within
-the manifest's limits, figures are finite numbers. What is inside a blob is the host's part.
+Form only: the unit is known, the node may have done it, the outputs are the right ones, within
+the manifest's limits and not somebody else's, figures are finite numbers. What is inside a
+blob is the host's part.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.catalogue import outputs_of, size_limit
 from smalltalk_fed.core.handout import handed_out_from
+from smalltalk_fed.core.leases import Leases
+from smalltalk_fed.core.scheduling import barred
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import Result, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, Refused, TooLarge
@@ -18,16 +22,18 @@ from smalltalk_fed.errors import Malformed, Refused, TooLarge
 MAX_FIGURES = 64
 
 
-def check_exchange(state: HardState, message: msg.Exchange) -> None:
+def check_exchange(state: HardState, leases: Leases, message: msg.Exchange) -> None:
     """Check all that a node's question says.
 
     Raises:
         PeerError: a part is not acceptable.
     """
     if message.finished is not None:
-        check_form(state, message.finished)
+        key = check_form(state, message.finished)
+        _check_origin(state, leases, key, message.node_id)
     if message.collected is not None:
-        check_collected(state, message.collected)
+        key = check_collected(state, message.collected)
+        _check_origin(state, leases, key, message.node_id)
     if message.working is not None:
         check_unit(state, UnitKey.parse(message.working.unit_id))
     if message.failed is not None:
@@ -36,7 +42,12 @@ def check_exchange(state: HardState, message: msg.Exchange) -> None:
 
 
 def check_unit(state: HardState, key: UnitKey) -> None:
-    """Raises Refused unless the unit is finished or of the run's present phase."""
+    """Raises Refused unless the unit is finished or of the run's present phase.
+
+    An opinion that nobody asks for any more passes: it is dropped, no fault of the node's.
+    """
+    if key.kind is UnitKind.AUDIT:
+        return
     if not state.is_finished(key) and not state.in_phase(key):
         raise Refused(f"{key.unit_id} is not part of the run's present phase")
 
@@ -54,6 +65,8 @@ def check_form(state: HardState, result: Result) -> UnitKey:
     _check_parts(state, result, outputs_of(state.manifest, key))
     if key.kind is UnitKind.TRAIN_EXPERT and not state.is_finished(key):
         _check_lineage(state, key, result.figures.get("from_step", 0.0))
+    if key.kind is UnitKind.ROUTER_ROUND and not state.is_finished(key):
+        _check_new(state, key, result)
     return key
 
 
@@ -77,6 +90,34 @@ def check_collected(state: HardState, result: Result) -> UnitKey:
     if not state.is_finished(key):
         _check_lineage(state, key, begun)
     return key
+
+
+def _check_origin(state: HardState, leases: Leases, key: UnitKey, node_id: str) -> None:
+    """Raises Refused: others hold the unit and this node never did, or it is partial here."""
+    if state.is_finished(key) or not state.in_phase(key):
+        return
+    if key.kind is UnitKind.AUDIT and node_id in barred(state, key):
+        raise Refused(f"{key.unit_id} is for other nodes to do")
+    started = state.started.get(key.unit_id)
+    began = started is not None and started.node_id == node_id
+    if not began and not leases.may_hand_in(key, node_id):
+        raise Refused(f"{key.unit_id} is held by another node, and this one never had it")
+
+
+def _check_new(state: HardState, key: UnitKey, result: Result) -> None:
+    """Raises Refused: what the result brings was there before, as of a node that is frozen."""
+    before = state.finished.get(replace(key, index=key.index - 1).unit_id)
+    parameters, scores = result.output("parameters"), result.output("scores")
+    unchanged = before.outputs if before else ()
+    if parameters and any(ref.digest == parameters.digest for ref in unchanged):
+        raise Refused(f"the parameters of {key.unit_id} are unchanged; train them on the share")
+    for number in (key.index - 1, key.index) if scores else ():
+        for expert in range(state.experts):
+            other = replace(key, expert=expert, index=number)
+            accepted = state.finished.get(other.unit_id)
+            blocks = [ref.digest for ref in accepted.outputs] if accepted else []
+            if scores and scores.digest in blocks:
+                raise Refused(f"the scores of {key.unit_id} are those of {other.unit_id}")
 
 
 def _check_lineage(state: HardState, key: UnitKey, from_step: float) -> None:

@@ -3,13 +3,14 @@
 Rules: of router parameters the last two rounds and the final ones are kept, of score blocks
 those of the round being divided and of the one before (a lost division can be made again),
 of an unfinished expert's collected weights the last two (one may be on its way to a node
-while the next arrives), of lists all (they are small, and the audit wants them). Functions
-of hard state; nothing is deleted here.
+while the next arrives), of lists all (they are small, and the proof of the data's use wants
+them), of opinions those that wait for the judge. Functions of hard state; nothing is deleted
+here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core.phases import Phase
@@ -26,7 +27,7 @@ def needed_blobs(state: HardState) -> dict[str, BlobRef]:
     for accepted in state.finished.values():
         key = UnitKey.parse(accepted.unit_id)
         for ref in accepted.outputs:
-            if key.kind is not UnitKind.ROUTER_ROUND or _kept(state, key, ref.name):
+            if _needed(state, key, ref.name):
                 needed[ref.digest] = ref
     for states in state.collected.values():
         needed |= {ref.digest: ref for event in states for ref in event.outputs}
@@ -51,6 +52,15 @@ def released_by(state: HardState, event: ev.Event) -> tuple[str, ...]:
             kept = {ref.digest for ref in event.outputs}
             for old in state.collected.get(event.unit_id, ()):
                 released += [ref.digest for ref in old.outputs if ref.digest not in kept]
+        case ev.AuditSettled():
+            released += _opinions_of(state, event.unit_id)
+        case ev.UnitRejected():
+            released += _outputs_of(state, event.unit_id)
+        case ev.BlobLost() if event.unit_id in state.audits:
+            released += _opinions_of(state, event.unit_id)
+        case ev.NodeQuarantined():
+            for unit_id in event.undone:
+                released += _outputs_of(state, unit_id)
     return tuple(released)
 
 
@@ -63,7 +73,7 @@ def remedy(state: HardState, digest: str, at: float, reason: str) -> ev.BlobLost
     for accepted in state.finished.values():
         if any(ref.digest == digest for ref in accepted.outputs):
             key = UnitKey.parse(accepted.unit_id)
-            again = state.in_phase(key)
+            again = key.target in state.unsettled or state.in_phase(key)
             return ev.BlobLost(at, digest, accepted.unit_id, 0, reason) if again else None
     for unit_id, states in state.collected.items():
         if any(ref.digest == digest for event in states for ref in event.outputs):
@@ -76,6 +86,43 @@ def remedy(state: HardState, digest: str, at: float, reason: str) -> ev.BlobLost
     if any(ref.digest == digest for ref in segments):
         return ev.BlobLost(at, digest, "", 0, reason)
     return None
+
+
+def _needed(state: HardState, key: UnitKey, name: str) -> bool:
+    match key.kind:
+        case UnitKind.ROUTER_ROUND:
+            return _kept(state, key, name)
+        case UnitKind.AUDIT:
+            return key.target in state.unsettled
+        case _:
+            return True
+
+
+def _opinions_of(state: HardState, unit_id: str) -> list[str]:
+    """Blobs of the opinions on a result, but for those that another audit waits for."""
+    audit = state.audits[unit_id]
+    others = {
+        ref.digest
+        for other in state.unsettled
+        if other != unit_id
+        for opinion in state.audits[other].opinions
+        for ref in state.finished[opinion].outputs
+    }
+    found = _digests(state, audit.opinions)
+    return [digest for digest in found if digest not in others]
+
+
+def _outputs_of(state: HardState, unit_id: str) -> list[str]:
+    """Blobs that fall with a result that is taken back, the opinions on it among them."""
+    audit = state.audits.get(unit_id)
+    found = _digests(state, (unit_id, *(audit.opinions if audit else ())))
+    collected = state.collected.get(unit_id, ())
+    return found + [ref.digest for event in collected for ref in event.outputs]
+
+
+def _digests(state: HardState, unit_ids: Iterable[str]) -> list[str]:
+    finished = (state.finished.get(unit_id) for unit_id in unit_ids)
+    return [ref.digest for accepted in finished if accepted for ref in accepted.outputs]
 
 
 def _kept(state: HardState, key: UnitKey, name: str) -> bool:

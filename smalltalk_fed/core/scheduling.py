@@ -1,6 +1,8 @@
 """Which open unit a free node gets, and why. Pure functions over hard and soft state.
 
 Rules, in this order:
+0. Audits, which all others wait for and which are short, go to the fastest node that may do
+   them: not to whose work it is, nor to who gave an opinion on it before or failed at it.
 1. A node gets the unit whose input it already has: it did the round before, or its
    checkpoints are of this very unit.
 2. Other open units go to free nodes, the largest to the fastest. A unit is kept for the node
@@ -48,6 +50,12 @@ def matches(
     for key in free:
         if not nodes:
             return
+        if key.kind is UnitKind.AUDIT:
+            able = may_audit(state, leases, key, nodes)
+            if able is not None:
+                del nodes[able]
+                yield Match(able, key, "it is another node's work, to be looked at")
+            continue
         tried = _tried(leases, key)
         holder = handout.holder(state, key)
         if holder in nodes and (holder not in tried or handout.pinned(state, key)):
@@ -69,12 +77,24 @@ def matches(
             yield found
 
 
+def barred(state: HardState, key: UnitKey) -> set[str]:
+    """Nodes that may not give this opinion: whose work it is, and who gave one before."""
+    audit = state.audits[key.target]
+    return {audit.node_id, *audit.opinions.values(), *audit.wrong.values()}
+
+
+def may_audit(state: HardState, leases: Leases, key: UnitKey, nodes: Iterable[str]) -> str | None:
+    """The first of `nodes` that may give this opinion, or None."""
+    out = barred(state, key) | _tried(leases, key)
+    return next((node for node in nodes if node not in out), None)
+
+
 def kept_until(state: HardState, leases: Leases, key: UnitKey) -> float:
     """Until when an open unit is kept for the node that has its input; 0 if it is not."""
     holder = handout.holder(state, key)
     if holder is None or holder in leases.by_node or holder in _tried(leases, key):
         return 0.0
-    if state.nodes[holder].revoked:
+    if not state.nodes[holder].takes_part:
         return 0.0
     if holder in leases.waiting:
         return math.inf

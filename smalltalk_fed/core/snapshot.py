@@ -12,12 +12,14 @@ from typing import Any
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.state import HardState, Invite, Node, PastRound
+from smalltalk_fed.core.records import Audit, Invite, Node, PastRound
+from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import BlobRef
-from smalltalk_fed.errors import WorldError
+from smalltalk_fed.errors import WorldError, shown
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def to_json(state: HardState) -> dict[str, Any]:
@@ -40,7 +42,12 @@ def to_json(state: HardState) -> dict[str, Any]:
             unit_id: [[step, vars(ref)] for step, ref in states.items()]
             for unit_id, states in state.lineage.items()
         },
+        "contributors": {unit_id: dict(by) for unit_id, by in state.contributors.items()},
         "segments": asdict(state.segments) if state.segments else None,
+        "audits": [vars(audit) for audit in state.audits.values()],
+        "asked": dict(state.asked),
+        "waived": dict(state.waived),
+        "to_judge": list(state.to_judge),
         "last_at": state.last_at,
     }
 
@@ -67,16 +74,27 @@ def from_json(manifest: RunManifest, data: dict[str, Any]) -> HardState:
             {int(number): _past(each) for number, each in data["history"].items()},
             {each["unit_id"]: _event(ev.UnitAccepted, each) for each in data["finished"]},
             {each["unit_id"]: _event(ev.UnitStarted, each) for each in data["started"]},
+            contributors=data["contributors"],
             segments=_event(ev.SegmentsMade, data["segments"]) if data["segments"] else None,
+            audits={each["unit_id"]: Audit(**each) for each in data["audits"]},
+            asked=data["asked"],
+            waived=data["waived"],
             last_at=data["last_at"],
+            to_judge=dict.fromkeys(data["to_judge"]),
         )
         for each in data["collected"]:
             before = state.collected.get(each["unit_id"], ())
             state.collected[each["unit_id"]] = (*before, _event(ev.WeightsCollected, each))
         for unit_id, states in data["lineage"].items():
             state.lineage[unit_id] = {step: BlobRef(**ref) for step, ref in states}
-    except (KeyError, TypeError, ValueError) as error:
-        raise WorldError(f"a snapshot of the run's state can't be read ({error})") from None
+        for unit_id, audit in state.audits.items():
+            if not audit.verdict:
+                state.unsettled[unit_id] = None
+        if odd := wrong_field(state):
+            raise ValueError(f"its '{odd}' is not what it must be")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        why = shown(str(error), 200)
+        raise WorldError(f"a snapshot of the run's state can't be read ({why})") from None
     return state
 
 

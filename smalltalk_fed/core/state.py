@@ -3,8 +3,9 @@
 Rules: two replays of the same events give equal states; nothing here depends on who is
 connected (leases and presence are soft, `leases.py`). What old rounds no longer need is
 folded into `history`, so that the state does not grow with the run; the journal keeps all
-of it. What a unit is handed out with is `handout`'s part, which blobs are needed
-`retention`'s, the state as JSON `snapshot`'s.
+of it. How nodes come and go is folded in `membership`, what audits change in `audit_book`.
+What a unit is handed out with is `handout`'s part, which blobs are needed `retention`'s, the
+state as JSON `snapshot`'s.
 """
 
 from __future__ import annotations
@@ -13,47 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core import audit_book, membership
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.records import Audit, Invite, Node, PastRound
 from smalltalk_fed.core.units import HELDOUT, BlobRef, UnitKey, UnitKind
-from smalltalk_fed.errors import OurError
 
 ROUNDS_KEPT = 3  # with all their results; older ones are in `history`
 HISTORY_CELLS = 1 << 16  # rounds x experts that `history` keeps
-
-
-@dataclass
-class Invite:
-    """An invitation, by its secret's digest."""
-
-    secret_sha256: str
-    expires_at: float
-    uses: int
-    name: str
-    used_by: list[str] = field(default_factory=list)
-    cancelled: bool = False
-
-
-@dataclass
-class Node:
-    """An enrolled machine."""
-
-    node_id: str
-    name: str
-    key_sha256: str
-    signing_key: str = ""
-    revoked: str = ""  # the reason, or empty
-
-
-@dataclass(frozen=True)
-class PastRound:
-    """What is remembered of a round whose results are needed no more; lists by expert."""
-
-    at: float
-    figures: dict[str, float]
-    losses: tuple[float | None, ...]
-    nodes: tuple[str | None, ...]
-    seconds: tuple[float | None, ...]
 
 
 @dataclass
@@ -67,15 +35,22 @@ class HardState:
     entered_at: dict[str, float] = field(default_factory=dict)
     invites: dict[str, Invite] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
-    joined: int = 0  # nodes that joined and were not revoked
+    joined: int = 0  # nodes that joined and may work
     rounds: dict[int, ev.RoundAssigned] = field(default_factory=dict)
     history: dict[int, PastRound] = field(default_factory=dict)
     finished: dict[str, ev.UnitAccepted] = field(default_factory=dict)
     started: dict[str, ev.UnitStarted] = field(default_factory=dict)
     collected: dict[str, tuple[ev.WeightsCollected, ...]] = field(default_factory=dict)  # last 2
     lineage: dict[str, dict[int, BlobRef]] = field(default_factory=dict)  # unit -> step -> state
+    contributors: dict[str, dict[str, int]] = field(default_factory=dict)  # unit -> node -> step
     segments: ev.SegmentsMade | None = None
+    audits: dict[str, Audit] = field(default_factory=dict)  # of this and the last rounds' results
+    asked: dict[str, int] = field(default_factory=dict)  # result's unit -> opinions asked so far
+    waived: dict[str, str] = field(default_factory=dict)  # the latest, with their reasons
     last_at: float = 0.0  # time of the latest event
+    # Derived: results whose audits are not settled, and those of them that the judge is to see.
+    unsettled: dict[str, None] = field(default_factory=dict)
+    to_judge: dict[str, None] = field(default_factory=dict)
     _open: dict[UnitKey, None] | None = field(default=None, compare=False, repr=False)
 
     # ------------------------------------------------------------------------------ apply
@@ -89,15 +64,14 @@ class HardState:
             case ev.UnitStarted():
                 self.started[event.unit_id] = event
             case ev.WeightsCollected():
-                before = self.collected.get(event.unit_id, ())
-                self.collected[event.unit_id] = (*before[-1:], event)
-                self.lineage.setdefault(event.unit_id, {})[event.step] = event.outputs[0]
+                self._collect(event)
             case ev.RoundAssigned():
                 self.rounds[event.round] = event
                 self._forget_round(event.round - ROUNDS_KEPT)
                 self._open = None
             case ev.SegmentsMade():
                 self.segments = event
+                audit_book.forget_slices(self)
                 self._open = None
             case ev.PhaseChanged():
                 self.paused_from = self.phase if event.phase is Phase.PAUSED else None
@@ -105,47 +79,41 @@ class HardState:
                 self.entered_at.setdefault(event.phase.value, event.at)
                 self._open = None
             case ev.UnitRejected():
-                self.finished.pop(event.unit_id, None)
-                self._open = None
+                audit_book.taken_back(self, event.unit_id)
             case ev.BlobLost():
                 self._lose(event)
                 self._open = None
+            case ev.AuditOpened():
+                audit_book.opened(self, event)
+            case ev.AuditSettled():
+                audit_book.settled(self, event)
+            case ev.NodeQuarantined():
+                audit_book.quarantined(self, event)
+            case ev.NodeReadmitted():
+                audit_book.readmitted(self, event)
             case _:
-                self._apply_membership(event)
-
-    def _apply_membership(self, event: ev.Event) -> None:
-        match event:
-            case ev.InviteMade():
-                self.invites[event.secret_sha256] = Invite(
-                    event.secret_sha256, event.expires_at, event.uses, event.name
-                )
-            case ev.InviteCancelled():
-                self.invites[event.secret_sha256].cancelled = True
-            case ev.NodeEnrolled():
-                self.nodes[event.node_id] = Node(event.node_id, event.name, event.key_sha256)
-                self.invites[event.secret_sha256].used_by.append(event.node_id)
-            case ev.NodeJoined():
-                node = self.nodes[event.node_id]
-                self.joined += not node.signing_key and not node.revoked
-                node.signing_key = event.signing_key
-            case ev.NodeRevoked():
-                node = self.nodes[event.node_id]
-                self.joined -= bool(node.signing_key) and not node.revoked
-                node.revoked = event.reason
-            case _:
-                raise OurError(f"no rule for the event {type(event).__name__}")
+                membership.apply(self, event)
 
     def _accept(self, event: ev.UnitAccepted) -> None:
         self.finished[event.unit_id] = event
         # What was collected on the way, and who was on it, matters no more.
         self.collected.pop(event.unit_id, None)
         self.lineage.pop(event.unit_id, None)
+        self.contributors.pop(event.unit_id, None)
         self.started.pop(event.unit_id, None)
         key = UnitKey.parse(event.unit_id)
         if key.kind is UnitKind.TRAIN_SEED:
             self._open = None  # the experts start from it
-        elif self._open is not None:
-            self._open.pop(key, None)
+        else:
+            self.came_closed(key)
+        if key.kind is UnitKind.AUDIT:
+            audit_book.given(self, event, key)
+
+    def _collect(self, event: ev.WeightsCollected) -> None:
+        before = self.collected.get(event.unit_id, ())
+        self.collected[event.unit_id] = (*before[-1:], event)
+        self.lineage.setdefault(event.unit_id, {})[event.step] = event.outputs[0]
+        self.contributors.setdefault(event.unit_id, {}).setdefault(event.node_id, event.step)
 
     def _forget_round(self, number: int) -> None:
         """Fold a round that nothing needs any more into `history`."""
@@ -154,14 +122,16 @@ class HardState:
             return
         self.history[number] = _past_round(self, assigned)
         for expert in range(self.experts):
-            self.finished.pop(UnitKey(UnitKind.ROUTER_ROUND, expert, number).unit_id, None)
+            unit_id = UnitKey(UnitKind.ROUTER_ROUND, expert, number).unit_id
+            self.finished.pop(unit_id, None)
+            audit_book.forget(self, unit_id)
         while len(self.history) > max(16, HISTORY_CELLS // self.experts):
             del self.history[min(self.history)]
 
     def _lose(self, event: ev.BlobLost) -> None:
         """Make what the lost blob was made by due again (`retention.remedy` chose it)."""
         if event.unit_id:
-            self.finished.pop(event.unit_id, None)
+            audit_book.taken_back(self, event.unit_id)
             kept = [
                 state
                 for state in self.collected.pop(event.unit_id, ())
@@ -195,11 +165,31 @@ class HardState:
     def open(self) -> dict[UnitKey, None]:
         """Units of the present phase that nobody has finished, in the order of work.
 
-        Another object whenever units came in; the same one while they are only finished.
+        Another object whenever units came in; the same one while they are only finished, or
+        audits are opened, whose units come last.
         """
         if self._open is None:
             self._open = {key: None for key in self.phase_units() if not self.is_finished(key)}
         return self._open
+
+    def came_open(self, key: UnitKey) -> None:
+        """Keep `open` current: this audit's opinion is asked for."""
+        if self._open is not None and self.phase is not Phase.PAUSED and self.in_phase(key):
+            self._open[key] = None
+
+    def came_closed(self, key: UnitKey) -> None:
+        """Keep `open` current: this unit is finished, or asked for no more."""
+        if self._open is not None:
+            self._open.pop(key, None)
+
+    def anew(self) -> None:
+        """Units came in: `open` is another object from now on."""
+        self._open = None
+
+    @property
+    def waits_for_audits(self) -> bool:
+        """Whether a result of the present phase is not settled yet."""
+        return any(self.in_phase(UnitKey.parse(unit_id)) for unit_id in self.unsettled)
 
     def is_finished(self, key: UnitKey) -> bool:
         """Whether a result of this unit counts."""
@@ -210,6 +200,12 @@ class HardState:
 
     def phase_units(self) -> Iterator[UnitKey]:
         """Units of the present phase and round, finished or not, in the order of work."""
+        yield from self._work_units()
+        if self.phase is not Phase.PAUSED:
+            opinions = (self.audits[unit_id].key for unit_id in self.unsettled)
+            yield from (key for key in opinions if self.in_phase(key))
+
+    def _work_units(self) -> Iterator[UnitKey]:
         match self.phase:
             case Phase.ROUTING if self.round:
                 for expert in range(self.experts):
@@ -249,6 +245,11 @@ class HardState:
                 ours = phase is Phase.TRAINING and seeded and self.segments is not None
             case UnitKind.EVALUATE:
                 ours = phase is Phase.EVALUATING
+            case UnitKind.AUDIT:
+                audit = self.audits.get(key.target)
+                if audit is None or audit.verdict or audit.number != key.index:
+                    return False
+                return self.in_phase(UnitKey.parse(key.target))
         return ours and 0 <= key.expert < self.experts
 
 

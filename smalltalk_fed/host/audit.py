@@ -23,12 +23,15 @@ from smalltalk_fed.core import events as ev
 from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import DamagedBlob, SmalltalkError
-from smalltalk_fed.host.audit_events import Finding, Trail
+from smalltalk_fed.host.audit_events import Trail
 from smalltalk_fed.host.chain import rows_after
 from smalltalk_fed.host.database import explained
+from smalltalk_fed.host.findings import Finding
 from smalltalk_fed.host.folder import RunFolder
 
-CHECKS = ("shares", "routers", "segments", "experts", "signatures", "blobs", "journal")
+CHECKS = (
+    "shares", "routers", "segments", "experts", "audits", "signatures", "blobs", "journal",
+)  # fmt: skip
 FINDINGS_KEPT = 100
 BATCH_EVENTS = 5_000
 
@@ -116,7 +119,7 @@ class _Audit:
         """All events, and those that come meanwhile, until what the run needs is there."""
         while True:
             before = self.events
-            for event in _events(self.folder.journal, before):
+            for event in journal_events(self.folder.journal, before):
                 self.events += 1
                 try:
                     trail.take(event)
@@ -183,7 +186,7 @@ def _refs(event: ev.Event) -> tuple[BlobRef, ...]:
     return ()
 
 
-def _events(path: Path, after: int) -> Iterator[ev.Event]:
+def journal_events(path: Path, after: int) -> Iterator[ev.Event]:
     """Events whose numbers are over `after`; no transaction is open while one is looked at."""
     while True:
         with explained(path, "read"):
@@ -194,7 +197,7 @@ def _events(path: Path, after: int) -> Iterator[ev.Event]:
             finally:
                 db.close()
         for number, kind, body in rows:
-            yield ev.from_json(kind.decode(), body.decode())
+            yield ev.from_row(kind, body)
             after = number
         if len(rows) < BATCH_EVENTS:
             return

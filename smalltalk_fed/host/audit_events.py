@@ -10,6 +10,7 @@ Rules, each a check by name:
     segments    made once every slice is in, every training sequence in one of them; made
                 again they are the same
     experts     trained on their segments from step 0 to the last (`audit_experts`)
+    audits      nothing is divided, made or finished while a result of it is looked at
     signatures  every result is signed by the node that it is counted for, over the unit as
                 it was handed out, so over the digests of what it began from
 Events are folded one at a time; what is remembered grows with experts and collected states,
@@ -24,11 +25,10 @@ from dataclasses import dataclass, field
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
-from smalltalk_fed.core import handout
 from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.phases import Trigger
 from smalltalk_fed.core.state import HardState
-from smalltalk_fed.core.units import BlobRef, Result, UnitKey, UnitKind
+from smalltalk_fed.core.units import BlobRef, UnitKey, UnitKind
 from smalltalk_fed.errors import SmalltalkError
 from smalltalk_fed.host.audit_experts import ExpertParts
 from smalltalk_fed.host.audit_lists import (
@@ -39,19 +39,11 @@ from smalltalk_fed.host.audit_lists import (
     check_shares,
     check_slices,
 )
+from smalltalk_fed.host.audit_signatures import is_signed
+from smalltalk_fed.host.findings import Finding
 from smalltalk_fed.mixture.idlists import decode_experts, decode_ids
-from smalltalk_fed.wire.signing import verify_result
 
 ROUNDS_REMEMBERED = 3
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is not as it must be. `where`: a unit, a round, a blob."""
-
-    check: str
-    where: str
-    what: str
 
 
 @dataclass
@@ -88,6 +80,15 @@ class Trail:
                 self._collect(event)
             case ev.UnitRejected():
                 self._take_back(event.unit_id)
+            case ev.NodeQuarantined():
+                for unit_id in event.undone:
+                    begun = self.state.contributors.get(unit_id, {}).get(event.node_id)
+                    self._parts.cut(unit_id, begun)
+                    self._take_back(unit_id)
+            case ev.AuditSettled():
+                self.counts[event.verdict] += 1
+                for number in range(1, self.state.asked.get(event.unit_id, 0) + 1):
+                    self._valid.pop(f"{UnitKind.AUDIT}/{number}/{event.unit_id}", None)
             case ev.BlobLost() if event.unit_id:
                 self._take_back(event.unit_id)
             case ev.BlobLost() if event.round:
@@ -117,6 +118,7 @@ class Trail:
             return
         if number != self._round + 1:
             self._say("routers", where, f"it was divided after round {self._round}")
+        self._nothing_is_looked_at(where)
         for unit_id in self._undone(UnitKind.ROUTER_ROUND, number - 1) if number > 1 else ():
             self._say("routers", where, f"it was divided before {unit_id} was done")
         self._settle_round()
@@ -199,22 +201,11 @@ class Trail:
             self._say("experts", unit_id, wrong)
 
     def _check_signature(self, event: ev.UnitAccepted | ev.WeightsCollected) -> None:
-        node = self.state.nodes.get(event.node_id)
-        begun = int(event.figures.get("from_step", 0.0))
-        try:
-            signature = bytes.fromhex(event.signature)
-            verify_result(
-                bytes.fromhex(node.signing_key if node else ""),
-                self.manifest.run_id,
-                event.node_id,
-                event.incarnation,
-                handout.unit(self.state, UnitKey.parse(event.unit_id), begun),
-                Result(event.unit_id, event.outputs, event.figures, signature),
-            )
+        if is_signed(self.state, event):
             self.counts["signatures"] += 1
-        except (SmalltalkError, LookupError, ValueError):
-            what = f"node {event.node_id} did not sign it over what it was handed out with"
-            self._say("signatures", event.unit_id, what)
+            return
+        what = f"node {event.node_id} did not sign it over what it was handed out with"
+        self._say("signatures", event.unit_id, what)
 
     def _take_back(self, unit_id: str) -> None:
         event = self._valid.pop(unit_id, None)
@@ -229,6 +220,8 @@ class Trail:
             unit_id = UnitKey(UnitKind.SHARD, index=index).unit_id
             if unit_id not in self._valid:
                 self._say("segments", "segments", f"they were made before {unit_id} was done")
+        if self._segments is None:
+            self._nothing_is_looked_at("segments")
         if self._segments and not self._segments_lost:
             self._say("segments", "segments", "they were made twice")
         if self._segments and _digests(self._segments.segments) != _digests(event.segments):
@@ -262,6 +255,8 @@ class Trail:
 
     def _move(self, event: ev.PhaseChanged) -> None:
         undone: Iterator[str] = iter(())
+        if event.trigger in (Trigger.ROUTERS_DONE, Trigger.EXPERTS_DONE):
+            self._nothing_is_looked_at(f"phase {event.phase}")
         if event.trigger is Trigger.ROUTERS_DONE:
             undone = self._undone(UnitKind.ROUTER_ROUND, self._last_round)
         elif event.trigger is Trigger.EXPERTS_DONE:
@@ -271,6 +266,11 @@ class Trail:
             self._say(check, f"phase {event.phase}", f"it began before {unit_id} was done")
 
     # -------------------------------------------------------------------------------- small
+
+    def _nothing_is_looked_at(self, where: str) -> None:
+        for unit_id in self.state.unsettled:
+            if self.state.in_phase(UnitKey.parse(unit_id)):
+                self._say("audits", where, f"it came while {unit_id} was looked at")
 
     @property
     def _last_round(self) -> int:

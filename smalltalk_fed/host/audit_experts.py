@@ -44,6 +44,11 @@ class ExpertParts:
         steps.add(event.step)
         return wrong
 
+    def cut(self, unit_id: str, begun: int | None) -> None:
+        """A quarantined node's states, and what was built on them, count no more."""
+        if begun is not None:
+            self._steps[unit_id] = {step for step in self._steps.get(unit_id, ()) if step < begun}
+
     def finished(self, event: ev.UnitAccepted, segments: ev.SegmentsMade | None) -> str:
         """Take a finished expert in; returns what is wrong, or nothing."""
         begun, ended = event.figures.get("from_step", 0.0), event.figures.get("steps", 0.0)

@@ -1,18 +1,26 @@
 """Is what a node handed in the thing it should be? Form only: size, shape, count, finite.
 
-Called before the core hears of a result, so that a bad blob never becomes an event. Whether
-a result is honest work is for audits to find.
+Called before the core hears of a result, so that a bad blob never becomes an event. Scores
+must be possible as well: no log-likelihood is above 0, and no router that learned anything is
+much worse than a uniform guess. Whether a result is honest work is for audits to find.
 """
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.config.model_config import check_expert_config
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Result, UnitKey, UnitKind
 from smalltalk_fed.errors import DamagedBlob, Malformed, PeerError, Refused
 from smalltalk_fed.host.blobs import BlobStore
+from smalltalk_fed.mixture.audit import decode_opinion, uniform_nats
 from smalltalk_fed.mixture.idlists import decode_experts
-from smalltalk_fed.mixture.scores import decode_scores
+from smalltalk_fed.mixture.scores import decode_scores, step_nats
 from smalltalk_fed.wire.tensors import check_finite, check_weights, expected_llama_tensors
+
+WORST_MEAN = 1.5  # times a uniform guess's score: the mean of a block must be better
 
 
 def check_result(manifest: RunManifest, result: Result, blobs: BlobStore) -> None:
@@ -40,7 +48,11 @@ def check_result(manifest: RunManifest, result: Result, blobs: BlobStore) -> Non
 
 def _check_output(manifest: RunManifest, key: UnitKey, ref: BlobRef, blobs: BlobStore) -> None:
     if ref.name == "scores":
-        decode_scores(blobs.get(ref.digest), manifest.config.router.chunk_sequences)
+        data = blobs.get(ref.digest)
+        scores = decode_scores(data, manifest.config.router.chunk_sequences)
+        _check_range(manifest, scores, step_nats(data))
+    elif ref.name == "audit":
+        decode_opinion(manifest, UnitKey.parse(key.target), blobs.get(ref.digest))
     elif ref.name == "experts":
         if key.index == HELDOUT:
             count = manifest.heldout_sequences
@@ -48,6 +60,8 @@ def _check_output(manifest: RunManifest, key: UnitKey, ref: BlobRef, blobs: Blob
             start, stop = manifest.shard_range(key.index)
             count = stop - start
         decode_experts(blobs.get(ref.digest), count, manifest.experts)
+    elif ref.name == "config":
+        check_expert_config(manifest, blobs.get(ref.digest))
     elif ref.name in ("parameters", "weights"):
         path = blobs.path(ref.digest)
         router = key.kind is UnitKind.ROUTER_ROUND
@@ -56,3 +70,15 @@ def _check_output(manifest: RunManifest, key: UnitKey, ref: BlobRef, blobs: Blob
             return
         shape = manifest.config.router.model if router else manifest.config.expert.model
         check_weights(path, expected_llama_tensors(shape, manifest.vocabulary))
+
+
+def _check_range(manifest: RunManifest, scores: NDArray[np.float32], step: float) -> None:
+    """Raises ValueError for scores that no router gives."""
+    highest, mean = float(scores.max()), float(scores.mean(dtype=np.float64))
+    if highest > step:
+        raise ValueError(f"a score of {highest:g} is above 0, which no log-likelihood is")
+    worst = -WORST_MEAN * uniform_nats(manifest)
+    if mean < worst:
+        raise ValueError(
+            f"the mean score of {mean:.1f} is far below a uniform guess; {worst:.1f} is allowed"
+        )

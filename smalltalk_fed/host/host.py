@@ -32,8 +32,10 @@ from smalltalk_fed.host.checks import check_result
 from smalltalk_fed.host.clock import Clock
 from smalltalk_fed.host.database import DamagedJournal
 from smalltalk_fed.host.journal import JournalLike
+from smalltalk_fed.host.loose import Loose, named_by
 from smalltalk_fed.host.recovery import keep_snapshot, recover, take_snapshot
 from smalltalk_fed.host.workers import Worker
+from smalltalk_fed.wire.limits import INBOX_MAX, RunLimits
 
 log = logging.getLogger("smalltalk.host")
 
@@ -48,7 +50,7 @@ class _LostBlob:
 
 @dataclass(frozen=True)
 class _Inbound:
-    message: msg.Request | msg.JobFinished | msg.JobFailed | _LostBlob
+    message: msg.Request | msg.Outcome | _LostBlob
     conversation: int = 0
 
 
@@ -66,13 +68,19 @@ class Host:
         on_finished: Callable[[Coordinator, BlobStore], None] = lambda coordinator, blobs: None,
         snapshot_events: int = SNAPSHOT_EVENTS,
         executor: Executor | None = None,
+        audit_secret: bytes = b"",
     ) -> None:
-        """`executor`: where jobs run instead of in a worker process; `stop` shuts it down."""
+        """`executor`: where jobs run instead of in a worker process; `stop` shuts it down.
+
+        `audit_secret`: what audits are drawn with; whoever knows it foresees them.
+        """
         self.manifest = manifest
         self.clock = clock
         self.blobs = BlobStore(blob_folder)
         self.blobs.clean()
-        self.coordinator, self._snapshot_at = recover(manifest, journal, clock.now())
+        self.coordinator, self._snapshot_at = recover(manifest, journal, clock.now(), audit_secret)
+        self.loose = Loose(blob_folder / "uploads", self.blobs, RunLimits.of(manifest).disk)
+        self.loose.forget(needed_blobs(self.coordinator.state))
         self._journal = journal
         # A thread of its own: a commit must not queue behind uploads that are written.
         self._commits = ThreadPoolExecutor(1, "journal")
@@ -106,6 +114,10 @@ class Host:
         """
         if self._stopping:
             raise WorldError("the coordinator is stopping; ask again in a moment")
+        if len(self._inbox) >= INBOX_MAX:
+            raise WorldError(
+                f"{INBOX_MAX} messages wait for the coordinator already; ask again in a moment"
+            )
         if isinstance(message, msg.Exchange):
             for result in (message.finished, message.collected):
                 if result is not None:
@@ -204,7 +216,7 @@ class Host:
 
     def _handle(self, inbound: _Inbound, now: float) -> Ready:
         match inbound.message:
-            case msg.JobFinished() | msg.JobFailed():
+            case msg.JobFinished() | msg.JobFailed() | msg.Suspects() | msg.Judged():
                 return self.coordinator.job_done(inbound.message, now)
             case _LostBlob():
                 return self._lost(inbound.message, now)
@@ -217,6 +229,7 @@ class Host:
             await asyncio.get_running_loop().run_in_executor(
                 self._commits, self._journal.append, ready.events
             )
+            self.loose.forget(named_by(ready.events))
             self._maybe_snapshot()
         for reply in ready.replies:
             future = self._answers.get(reply.conversation)
@@ -282,7 +295,7 @@ class Host:
         self._trouble = trouble
         self._wake.set()
 
-    def _tell(self, message: msg.JobFinished | msg.JobFailed | _LostBlob) -> None:
+    def _tell(self, message: msg.Outcome | _LostBlob) -> None:
         self._inbox.append(_Inbound(message))
         self._wake.set()
 

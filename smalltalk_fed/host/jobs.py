@@ -3,7 +3,8 @@
 `run_job` is a plain function of (manifest, job, blob folder): the host calls it in a worker
 process so that no node waits for a reply meanwhile (a full-size chunk takes seconds). Score
 blocks come in as int16, ids go out as id lists. A block that can't be used names its unit
-as the culprit.
+as the culprit; with audits on, nothing is divided by blocks that look odd until they were
+audited. Judging results is `judge`'s part.
 """
 
 from __future__ import annotations
@@ -19,9 +20,19 @@ from pathlib import Path
 import numpy as np
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core.messages import AssignJob, Job, JobFailed, JobFinished, SegmentsJob
+from smalltalk_fed.core.messages import (
+    AssignJob,
+    Job,
+    JobFailed,
+    JobFinished,
+    JudgeJob,
+    Outcome,
+    SegmentsJob,
+    Suspects,
+)
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.host.blobs import BlobStore
+from smalltalk_fed.host.judge import judge
 from smalltalk_fed.mixture.assignment import (
     assign,
     equal_capacity,
@@ -30,6 +41,7 @@ from smalltalk_fed.mixture.assignment import (
 )
 from smalltalk_fed.mixture.idlists import decode_experts, encode_ids
 from smalltalk_fed.mixture.permutation import chunk_ids, derive_key, shard_ids
+from smalltalk_fed.mixture.plausibility import odd_blocks
 from smalltalk_fed.mixture.scores import decode_scores
 from smalltalk_fed.mixture.segments import segments_from_shards
 
@@ -69,7 +81,7 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
-def run_job(manifest: RunManifest, job: Job, blob_folder: Path) -> JobFinished | JobFailed:
+def run_job(manifest: RunManifest, job: Job, blob_folder: Path) -> Outcome:
     """Do `job`; its outputs are in the blob store when this returns."""
     blobs = BlobStore(blob_folder)
     match job:
@@ -77,16 +89,16 @@ def run_job(manifest: RunManifest, job: Job, blob_folder: Path) -> JobFinished |
             return _assign(manifest, job, blobs)
         case SegmentsJob():
             return _segments(manifest, job, blobs)
+        case JudgeJob():
+            return judge(manifest, job, blobs)
 
 
-def run_job_counted(
-    manifest: RunManifest, job: Job, blob_folder: Path
-) -> tuple[JobFinished | JobFailed, float]:
+def run_job_counted(manifest: RunManifest, job: Job, blob_folder: Path) -> tuple[Outcome, float]:
     """`run_job`, and the CPU seconds that this worker process has used in all."""
     return run_job(manifest, job, blob_folder), time.process_time()
 
 
-def _assign(manifest: RunManifest, job: AssignJob, blobs: BlobStore) -> JobFinished | JobFailed:
+def _assign(manifest: RunManifest, job: AssignJob, blobs: BlobStore) -> Outcome:
     config = manifest.config
     count = config.router.chunk_sequences
     ids = chunk_ids(config.run.seed, manifest.train_sequences, job.round - 1, count)
@@ -103,6 +115,8 @@ def _assign(manifest: RunManifest, job: AssignJob, blobs: BlobStore) -> JobFinis
             except ValueError as error:
                 culprit = f"router_round/{expert}/{job.round - 1}"
                 return JobFailed(job.job_id, f"score block refused: {error}", culprit)
+        if config.audit.rate > 0 and (odd := _suspects(job, scores_NxE)):
+            return Suspects(job.job_id, odd)
         assignment = assign(scores_NxE, capacity_E, config.assignment.method)
         expert_N = assignment.expert_N
         figures = {
@@ -117,6 +131,15 @@ def _assign(manifest: RunManifest, job: AssignJob, blobs: BlobStore) -> JobFinis
     load_E = np.bincount(expert_N, minlength=manifest.experts)
     figures |= {f"load_{expert}": float(load) for expert, load in enumerate(load_E)}
     return JobFinished(job.job_id, shares, figures)
+
+
+def _suspects(job: AssignJob, scores_NxE: np.ndarray) -> dict[str, str]:
+    """Units whose score blocks look odd beside the others and were not audited yet, and why."""
+    return {
+        f"router_round/{expert}/{job.round - 1}": why
+        for expert, why in odd_blocks(scores_NxE).items()
+        if expert not in job.checked
+    }
 
 
 def _segments(manifest: RunManifest, job: SegmentsJob, blobs: BlobStore) -> JobFinished | JobFailed:

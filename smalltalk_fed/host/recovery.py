@@ -14,27 +14,44 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import snapshot as core_snapshot
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.state import HardState
-from smalltalk_fed.errors import SmalltalkError
+from smalltalk_fed.errors import WorldError
 from smalltalk_fed.host.journal import JournalLike
 
 log = logging.getLogger("smalltalk.journal")
 
 
-def recover(manifest: RunManifest, journal: JournalLike, now: float) -> tuple[Coordinator, int]:
+def recover(
+    manifest: RunManifest, journal: JournalLike, now: float, secret: bytes = b""
+) -> tuple[Coordinator, int]:
     """The coordinator as the journal has it (call its `start` next), and the snapshot's event.
+
+    `secret`: what audits are drawn with, if it is going to hand out work.
 
     Raises:
         WorldError: the journal is damaged, of another version, or the disk refuses.
     """
     for kept in journal.snapshots():
         try:
-            state = core_snapshot.from_json(manifest, json.loads(kept.data))
-        except (SmalltalkError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            state = read_snapshot(manifest, kept.data)
+        except WorldError as error:
             log.warning("the snapshot at event %d can't be used: %s", kept.up_to, error)
             continue
         tail = journal.events_after(kept.up_to)
-        return Coordinator.replay(manifest, tail, now, state=state), kept.up_to
-    return Coordinator.replay(manifest, journal.events(), now), 0
+        return Coordinator.replay(manifest, tail, now, state, secret), kept.up_to
+    return Coordinator.replay(manifest, journal.events(), now, secret=secret), 0
+
+
+def read_snapshot(manifest: RunManifest, data: bytes) -> HardState:
+    """The state that `take_snapshot` took.
+
+    Raises:
+        WorldError: it is something else, or of another version.
+    """
+    try:
+        table = json.loads(data)
+    except (ValueError, RecursionError):
+        raise WorldError("a snapshot of the run's state is not JSON") from None
+    return core_snapshot.from_json(manifest, table)
 
 
 def take_snapshot(state: HardState) -> bytes:

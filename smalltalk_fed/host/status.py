@@ -9,12 +9,14 @@ import math
 import resource
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.state import HardState, all_rounds
 from smalltalk_fed.core.units import UnitKey, UnitKind
+from smalltalk_fed.host.audit_status import audit_status, node_audits
 
 
 def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
     units = list(state.phase_units())
     finished = sum(1 for key in units if state.is_finished(key))
     leased = sum(1 for key in units if key in leases.by_unit)
+    looked_at = Counter(state.audits[unit_id].node_id for unit_id in state.unsettled)
     return {
         "run_id": state.manifest.run_id,
         "name": state.manifest.config.run.name,
@@ -34,7 +37,8 @@ def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "round": state.round,
         "rounds": state.rounds_total,
         "units": {"open": len(units) - finished - leased, "leased": leased, "finished": finished},
-        "nodes": [_node(coordinator, node_id, now) for node_id in state.nodes],
+        "audits": audit_status(state),
+        "nodes": [_node(coordinator, node_id, now, looked_at) for node_id in state.nodes],
         "invites": [
             {
                 "id": invite.secret_sha256[:8],
@@ -74,7 +78,9 @@ def process_cost(worker_cpu_s: float) -> dict[str, float]:
 _STARTED_S = time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
-def _node(coordinator: Coordinator, node_id: str, now: float) -> dict[str, Any]:
+def _node(
+    coordinator: Coordinator, node_id: str, now: float, looked_at: Counter[str]
+) -> dict[str, Any]:
     node = coordinator.state.nodes[node_id]
     presence = coordinator.leases.present.get(node_id)
     lease = coordinator.leases.by_node.get(node_id)
@@ -86,6 +92,9 @@ def _node(coordinator: Coordinator, node_id: str, now: float) -> dict[str, Any]:
         "node_id": node_id,
         "name": node.name,
         "revoked": node.revoked or None,
+        "quarantined": node.quarantined or None,
+        "doubted": node.doubted or None,
+        "audits": node_audits(node, looked_at[node_id]),
         "present": bool(presence and not presence.gone and not silent),
         "seen_s_ago": seen_s_ago,
         "device": presence.capabilities.device if presence else "",

@@ -35,7 +35,7 @@ class Worker:
         self._pool = executor
         self.cpu_s = 0.0  # of the present process, as of its last job
 
-    async def run(self, job: msg.Job) -> msg.JobFinished | msg.JobFailed:
+    async def run(self, job: msg.Job) -> msg.Outcome:
         """Do `job`; its outputs are in the blob store when this returns.
 
         Raises:
@@ -44,7 +44,7 @@ class Worker:
         """
         for _ in range(JOB_TRIES):
             try:
-                outcome: msg.JobFinished | msg.JobFailed
+                outcome: msg.Outcome
                 outcome, self.cpu_s = await asyncio.get_running_loop().run_in_executor(
                     self._workers(), run_job_counted, self._manifest, job, self._blob_folder
                 )

@@ -63,6 +63,16 @@ def revoke_from_proto(request: pb.RevokeRequest) -> msg.Revoke:
     )
 
 
+def readmit_to_proto(readmit: msg.Readmit) -> pb.ReadmitRequest:
+    """Let a quarantined node work again."""
+    return pb.ReadmitRequest(node_id=readmit.node_id)
+
+
+def readmit_from_proto(request: pb.ReadmitRequest) -> msg.Readmit:
+    """Raises TooLarge."""
+    return msg.Readmit(text(request.node_id, MAX_NAME_CHARS, "the node's id"))
+
+
 def pause_to_proto(pause: msg.Pause) -> pb.PauseRequest:
     """Give out no more work."""
     return pb.PauseRequest(reason=cut(pause.reason))

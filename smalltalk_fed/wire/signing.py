@@ -8,9 +8,10 @@ carrier brought it, it can be checked years later from the journal alone.
 
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
@@ -43,11 +44,20 @@ class SigningKey:
         data = read_secret(path, "the signing key")
         try:
             key = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, UnsupportedAlgorithm):
             raise UserError(f"{path} holds no signing key.") from None
         if not isinstance(key, Ed25519PrivateKey):
             raise UserError(f"{path} holds no Ed25519 key.")
         return cls(key)
+
+    def secret_for(self, purpose: str) -> bytes:
+        """32 bytes that only the holder of the key knows; others for another purpose."""
+        raw = self._key.private_bytes(
+            serialization.Encoding.Raw,
+            serialization.PrivateFormat.Raw,
+            serialization.NoEncryption(),
+        )
+        return hmac.digest(raw, b"smalltalk-fed secret 1\0" + purpose.encode(), "sha256")
 
     def save(self, path: Path) -> None:
         """Write the key, mode 0600."""

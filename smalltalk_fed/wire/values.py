@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from smalltalk_fed.config.run import MAX_EXPERTS
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKey
-from smalltalk_fed.errors import Malformed, TooLarge
+from smalltalk_fed.errors import Malformed, TooLarge, shown
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 
 MAX_REASON_CHARS = 500
@@ -44,15 +44,16 @@ def digest_from_proto(data: bytes) -> str:
 
 
 def text(value: str, limit: int, what: str) -> str:
-    """`value` if it has at most `limit` characters, all of which can be printed.
+    """`value` if it has at most `limit` characters, all printable.
 
-    Texts of the other end are shown to people: control characters could play with their
-    terminal. Raises TooLarge or Malformed.
+    Raises:
+        TooLarge: it is longer.
+        Malformed: it would write into a terminal or a log of ours.
     """
     if len(value) > limit:
         raise TooLarge(f"{what} has {len(value)} characters; at most {limit} are allowed")
     if not value.isprintable():
-        raise Malformed(f"{what} has characters that can't be printed")
+        raise Malformed(f"{what} has characters that can't be shown")
     return value
 
 
@@ -77,14 +78,9 @@ def unit_id_text(value: str) -> str:
     return UnitKey.parse(text(value, MAX_NAME_CHARS, "a work unit's id")).unit_id
 
 
-def printable(text: str) -> str:
-    """`text` with spaces for the characters that can't be printed, to show it to people."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
 def cut(reason: str) -> str:
-    """Our own explanation, printable and no longer than the other end accepts."""
-    return printable(reason[:MAX_REASON_CHARS])
+    """Our own explanation, as the other end accepts it: short, and in one printable line."""
+    return shown(" ".join(reason.split()), MAX_REASON_CHARS)
 
 
 # ----------------------------------------------------------------------- blobs and figures
@@ -126,7 +122,7 @@ def figures_from_proto(figures: Sequence[pb.Figure]) -> dict[str, float]:
         raise TooLarge(f"there are {len(figures)} figures; at most {MAX_FIGURES} are allowed")
     found = {
         text(figure.name, MAX_NAME_CHARS, "a figure's name"): number(
-            figure.value, f"the figure '{figure.name[:MAX_NAME_CHARS]}'"
+            figure.value, f"the figure '{shown(figure.name)}'"
         )
         for figure in figures
     }

@@ -2,190 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
+from collections import Counter
 
 from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from support import naive_scheduling as naive
-from support.core_world import FakeNode, World, make_manifest
+from support.core_runs import Runs, walk
 
-from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.events import BlobLost, UnitAccepted, UnitRejected
-from smalltalk_fed.core.phases import WORKING, Phase
-from smalltalk_fed.core.retention import needed_blobs
-from smalltalk_fed.core.scheduling import matches
-from smalltalk_fed.core.snapshot import from_json, to_json
-from smalltalk_fed.errors import PeerError
-
-NODES = st.integers(0, 3)
-
-
-class Runs(RuleBasedStateMachine):
-    """Four nodes that work, stall, restart, repeat themselves; a coordinator that restarts."""
-
-    @initialize(seed=st.booleans(), collect=st.sampled_from(["final", "never", "every 2 steps"]))
-    def begin(self, seed: bool, collect: str) -> None:
-        expert = {"init": "seed" if seed else "fresh", "collect": collect, "steps": 50}
-        self.world = World(make_manifest(expert=expert))
-        self.nodes = [
-            FakeNode(self.world, name, tokens_per_s=10.0**i).enrol().join()
-            for i, name in enumerate("abcd")
-        ]
-
-    @rule(which=NODES, fraction=st.sampled_from([0.01, 0.1, 0.2, 0.9]))
-    def ask(self, which: int, fraction: float) -> None:
-        node = self.nodes[which]
-        node.look()
-        with contextlib.suppress(PeerError):
-            node.beat(fraction) if node.unit else node.poll()
-        order = node.look()
-        if order and node.unit and order.cancel == node.unit.unit_id:
-            node.unit = order.unit
-
-    @rule(which=NODES)
-    def finish(self, which: int) -> None:
-        node = self.nodes[which]
-        node.look()
-        if node.unit:
-            with contextlib.suppress(PeerError):
-                node.done()
-
-    @rule(which=NODES, step=st.integers(1, 49))
-    def collect(self, which: int, step: int) -> None:
-        node = self.nodes[which]
-        node.look()
-        if node.unit and node.unit.unit_id.startswith("train_expert"):
-            with contextlib.suppress(PeerError):
-                node.beat(collected=node.state_at(max(step, node.unit.start_step + 1)))
-            order = node.look()
-            if order and node.unit and order.cancel == node.unit.unit_id:
-                node.unit = order.unit
-
-    @rule()
-    def pause_or_resume(self) -> None:
-        paused = self.world.coordinator.state.phase is Phase.PAUSED
-        with contextlib.suppress(PeerError):
-            self.world.ask(msg.Resume() if paused else msg.Pause())
-
-    @rule(which=st.integers(0, 99))
-    def lose_a_blob(self, which: int) -> None:
-        needed = sorted(needed_blobs(self.world.coordinator.state))
-        if needed:
-            coordinator, now = self.world.coordinator, self.world.now
-            digest = needed[which % len(needed)]
-            self.world._settle(coordinator.blob_damaged(digest, "damaged", now))
-
-    @rule(which=NODES)
-    def fail(self, which: int) -> None:
-        node = self.nodes[which]
-        node.look()
-        if node.unit and len(self.world.coordinator.leases.failures.get(node.unit.key, ())) < 4:
-            failure = msg.Failure(node.unit.unit_id, "bad luck")
-            node.unit = None
-            with contextlib.suppress(PeerError):
-                node.poll(failed=failure)
-
-    @rule(which=NODES)
-    def restart_node(self, which: int) -> None:
-        node = self.nodes[which]
-        node.incarnation += 1
-        node.unit, node.question = None, 0
-        node.join()
-
-    @rule(which=NODES)
-    def leave(self, which: int) -> None:
-        node = self.nodes[which]
-        node.unit = None
-        with contextlib.suppress(PeerError):
-            self.world.ask(msg.Leave(node.node_id, node.incarnation))
-
-    @rule(seconds=st.sampled_from([0.1, 3.0, 11.0, 25.0]))
-    def wait(self, seconds: float) -> None:
-        self.world.advance(seconds)
-
-    @rule()
-    def restart_coordinator(self) -> None:
-        self.world.restart()
-        for node in self.nodes:
-            node.question = 0
-            node.join()
-
-    @invariant()
-    def no_unit_is_accepted_twice(self) -> None:
-        counts: set[str] = set()
-        for event in self.world.journal:
-            if isinstance(event, UnitAccepted):
-                assert event.unit_id not in counts
-                counts.add(event.unit_id)
-            elif isinstance(event, UnitRejected | BlobLost):
-                counts.discard(event.unit_id)
-
-    @invariant()
-    def no_more_live_leases_than_allowed_copies(self) -> None:
-        leases = self.world.coordinator.leases
-        for held in leases.by_unit.values():
-            assert 1 <= len(held) <= 2
-            assert all(leases.by_node[lease.node_id] is lease for lease in held)
-
-    @invariant()
-    def hard_state_is_the_fold_of_the_journal(self) -> None:
-        fresh = World(self.world.manifest)
-        for event in self.world.journal:
-            fresh.coordinator.apply(event)
-        state = self.world.coordinator.state
-        assert fresh.coordinator.state == state
-        assert from_json(self.world.manifest, json.loads(json.dumps(to_json(state)))) == state
-
-    @invariant()
-    def free_units_are_the_open_ones_that_nobody_holds(self) -> None:
-        coordinator = self.world.coordinator
-        state = coordinator.state
-        assert set(coordinator._dispatch.free()) == set(naive.free_units(state, coordinator.leases))
-        assert set(state.open) == {k for k in state.phase_units() if not state.is_finished(k)}
-        assert state.joined == sum(bool(n.signing_key) for n in state.nodes.values())
-
-    @invariant()
-    def nobody_waits_for_what_is_there(self) -> None:
-        coordinator, now = self.world.coordinator, self.world.now
-        state, leases = coordinator.state, coordinator.leases
-        if state.phase not in WORKING or now < leases.frozen_until:
-            return
-        free = naive.free_units(state, leases)
-        assert not list(matches(state, leases, free, now))
-        if not free:
-            assert not naive.may_copy(state, leases, now)
-
-    @invariant()
-    def the_deadline_is_no_later_than_a_look_at_everything_says(self) -> None:
-        coordinator, now = self.world.coordinator, self.world.now
-        due = naive.deadline(coordinator.state, coordinator.leases, now)
-        said = coordinator.deadline()
-        assert due == math.inf or (said is not None and said <= due)
-
-    def teardown(self) -> None:
-        """If all nodes come back, the run ends."""
-        if self.world.coordinator.state.phase is Phase.PAUSED:
-            self.world.ask(msg.Resume())
-        for node in self.nodes:
-            node.incarnation += 1
-            node.unit, node.question = None, 0
-            node.join()
-        for _ in range(400):
-            if self.world.coordinator.state.phase in (Phase.FINISHED, Phase.FAILED):
-                return
-            for node in self.nodes:
-                node.look()
-                with contextlib.suppress(PeerError):
-                    if node.unit:
-                        node.done()
-                    elif node.question == 0 or node.question in self.world.answers:
-                        node.poll()
-            self.world.advance(1.0)
-        raise AssertionError(f"stuck in {self.world.coordinator.state.phase}")
-
+from smalltalk_fed.core import events as ev
+from smalltalk_fed.core.phases import Phase
 
 Runs.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestRuns = Runs.TestCase
+
+
+def test_long_walks_end_well_and_meet_all_that_can_happen() -> None:
+    seen: Counter[type] = Counter()
+    for seed in range(60):
+        world = walk(seed, steps=(10, 40, 120)[seed % 3])
+        assert world.coordinator.state.phase is Phase.FINISHED
+        seen.update(type(event) for event in world.journal)
+    met = (ev.AuditOpened, ev.AuditSettled, ev.NodeQuarantined, ev.UnitRejected, ev.BlobLost)
+    assert all(seen[kind] for kind in met)

@@ -14,7 +14,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.events import Event
-from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
+from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKey, UnitKind
 
 CORPUS = "c" * 64
 
@@ -26,6 +26,7 @@ def make_manifest(**run: Any) -> RunManifest:
     expert = run.pop("expert", {})
     assignment = run.pop("assignment", {})
     heldout = run.pop("heldout_sequences", 6)
+    audit = run.pop("audit", {"rate": 0})  # a test that is about audits switches them on
     config = parse_config(
         {
             "run": {"experts": experts, "lease_s": 20.0, "poll_s": 10.0, **run},
@@ -33,6 +34,7 @@ def make_manifest(**run: Any) -> RunManifest:
             "router": {"rounds": rounds, "chunk_sequences": 10, "model": "router-mini"},
             "expert": {"model": "mini", "steps": 2, "batch_sequences": 2, **expert},
             "assignment": assignment,
+            "audit": audit,
         },
         "test",
     )
@@ -53,6 +55,32 @@ def blob(name: str, content: str) -> BlobRef:
     return BlobRef(name, hashlib.sha256(content.encode()).hexdigest(), len(content))
 
 
+def honest(manifest: RunManifest, unit_id: str) -> tuple[BlobRef, ...]:
+    """What a unit must bring."""
+    names = outputs_of(manifest, UnitKey.parse(unit_id))
+    return tuple(blob(name, f"{unit_id}/{name}") for name in names)
+
+
+def judge(manifest: RunManifest, job: msg.JudgeJob) -> msg.Judged:
+    """As the real one: one opinion may find a result good, two that agree decide."""
+    target = job.target.unit_id
+    by_content: dict[str, list[str]] = {}
+    for unit_id, ref in job.opinions:
+        by_content.setdefault(ref.digest, []).append(unit_id)
+    largest = max(by_content.values(), key=len)
+    agreed = len(largest) > 1
+    if not agreed and len(job.opinions) > 1:
+        return msg.Judged(job.job_id, "open", "no two opinions agree")
+    said = next(d for d, unit_ids in by_content.items() if unit_ids is largest)
+    good = {
+        blob("audit", f"{target}: what is true").digest: job.outputs == honest(manifest, target),
+        blob("audit", f"{target}: it is fine").digest: True,
+    }.get(said, False)
+    wrong = tuple(u for u, _ in job.opinions if u not in largest) if agreed else ()
+    verdict = "good" if good else "bad" if agreed else "open"
+    return msg.Judged(job.job_id, verdict, "seen" if good else "it is not so", {"x": 1.0}, wrong)
+
+
 @dataclass
 class World:
     """A coordinator and its host's duties, by hand: commits to a list, does jobs at once."""
@@ -65,17 +93,22 @@ class World:
     released: list[str] = field(default_factory=list)
     do_jobs: bool = True
     loads: tuple[float, ...] = ()  # of experts, as jobs report them; 5 each
+    secret: bytes = b"drawn with this"
+    odd: dict[str, str] = field(default_factory=dict)  # units that the next division suspects
     jobs: list[msg.Job] = field(default_factory=list)
+    asked_for: list[msg.Job] = field(default_factory=list)  # all jobs ever
     _conversations: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
-        self.coordinator = Coordinator(self.manifest, self.now)
+        self.coordinator = Coordinator(self.manifest, self.now, secret=self.secret)
         self._settle(self.coordinator.start(self.now))
 
     def restart(self) -> None:
         """A new process with the same journal."""
         self.answers.clear()
-        self.coordinator = Coordinator.replay(self.manifest, self.journal, self.now)
+        self.coordinator = Coordinator.replay(
+            self.manifest, self.journal, self.now, secret=self.secret
+        )
         self._settle(self.coordinator.start(self.now))
 
     def ask(self, message: msg.Request) -> int:
@@ -103,14 +136,23 @@ class World:
     def finish_job(self) -> None:
         """Do the oldest job that is waiting."""
         job = self.jobs.pop(0)
+        self._settle(self.coordinator.job_done(self._outcome(job), self.now))
+
+    def _outcome(self, job: msg.Job) -> msg.Outcome:
+        if isinstance(job, msg.JudgeJob):
+            return judge(self.manifest, job)
+        if isinstance(job, msg.AssignJob):
+            blocks = {e: f"router_round/{e}/{job.round - 1}" for e in range(self.manifest.experts)}
+            unseen = [unit_id for e, unit_id in blocks.items() if e not in job.checked]
+            odd = {unit_id: self.odd[unit_id] for unit_id in unseen if unit_id in self.odd}
+            if odd:
+                return msg.Suspects(job.job_id, odd)
         experts = self.manifest.experts
         outputs = tuple(blob("ids", f"{job.job_id}/{e}") for e in range(experts))
         loads = self.loads or (5.0,) * experts
         figures = {f"load_{e}": loads[e] for e in range(experts)}
         figures |= {"displaced_fraction": 0.0, "excess_nats": 0.0}
-        self._settle(
-            self.coordinator.job_done(msg.JobFinished(job.job_id, outputs, figures), self.now)
-        )
+        return msg.JobFinished(job.job_id, outputs, figures)
 
     def fail_job(self, reason: str, culprit: str) -> None:
         """Let the oldest job fail."""
@@ -127,6 +169,7 @@ class World:
         self.decisions += [f"{d.what}: {d.reason}" for d in ready.decisions]
         self.released += ready.released
         self.jobs += ready.jobs
+        self.asked_for += ready.jobs
         while self.do_jobs and self.jobs:
             self.finish_job()
 
@@ -144,6 +187,8 @@ class FakeNode:
     stopped: str = ""
     tokens_per_s: float = 0.0
     order: msg.Order | None = None  # the latest
+    lies: bool = False  # in its results
+    says: str = "what is true"  # in its opinions
 
     def enrol(self) -> FakeNode:
         secret = hashlib.sha256(f"secret of {self.name}".encode()).hexdigest()
@@ -207,8 +252,13 @@ class FakeNode:
     def result(self) -> Result:
         """What a good result of the unit at hand looks like."""
         assert self.unit
-        names = outputs_of(self.world.manifest, self.unit.key)
-        outputs = tuple(blob(n, f"{self.unit.unit_id}/{n}") for n in names)
+        outputs = honest(self.world.manifest, self.unit.unit_id)
+        if self.unit.key.kind is UnitKind.AUDIT:
+            outputs = (blob("audit", f"{self.unit.key.target}: {self.says}"),)
+        elif self.lies:
+            outputs = tuple(
+                blob(ref.name, f"{self.unit.unit_id}/{ref.name} of {self.name}") for ref in outputs
+            )
         figures = {}
         if self.unit.key.kind is UnitKind.TRAIN_EXPERT:
             figures = {"from_step": float(self.unit.start_step)}

@@ -26,6 +26,8 @@ def router_result(manifest: RunManifest, blobs: BlobStore, unit_id: str) -> Resu
     outputs = [blobs.put("parameters", router_weights(manifest, seed))]
     if key.index < manifest.config.router.rounds:
         count = manifest.config.router.chunk_sequences
-        scores = -np.random.default_rng(seed).random(count) * 50
+        # As hard as the text is for all routers, and a little of each one's own.
+        hard = np.random.default_rng(key.index).uniform(10, 40, count)
+        scores = np.random.default_rng(seed).normal(0, 2, count) - hard
         outputs.append(blobs.put("scores", encode_scores(scores)))
     return Result(unit_id, tuple(outputs), {"loss_mean": 5.0})

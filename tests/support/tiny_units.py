@@ -18,7 +18,8 @@ Identity = tuple[object, ...]
 
 def identity(unit: Unit) -> Identity:
     """All that a unit's output depends on, besides the manifest."""
-    return (unit.unit_id, unit.start_step, unit.weights, *((r.name, r.digest) for r in unit.inputs))
+    inputs = tuple((ref.name, ref.digest) for ref in unit.inputs)
+    return (unit.unit_id, unit.start_step, unit.weights, unit.sample, *inputs)
 
 
 @dataclass(frozen=True)

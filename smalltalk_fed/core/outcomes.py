@@ -1,0 +1,55 @@
+"""What the outcome of a job changes: a division, the segments, a verdict, or a bad result.
+
+Rules: the outcome is of the job that is waited for. What moves the run (a job that can't be
+done, a dispute that only the operator can end) is returned, and is the coordinator's to do.
+"""
+
+from __future__ import annotations
+
+from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.auditing import Auditing
+from smalltalk_fed.core.outbox import Outbox
+from smalltalk_fed.core.phases import Trigger
+from smalltalk_fed.core.reports import MAX_REASON, Reports
+from smalltalk_fed.errors import OurError
+
+Move = tuple[Trigger, str]  # the reason may be empty: then nothing moves
+
+
+def take(
+    out: Outbox,
+    auditing: Auditing,
+    reports: Reports,
+    job: msg.Job,
+    outcome: msg.Outcome,
+    now: float,
+) -> Move:
+    """Draw the consequences.
+
+    Raises:
+        OurError: such a job has no such outcome.
+    """
+    match job, outcome:
+        case msg.JudgeJob(), msg.Judged():
+            return Trigger.PAUSE, auditing.judged(job, outcome, now)
+        case msg.JudgeJob(), msg.JobFailed(culprit=culprit, reason=reason):
+            return Trigger.PAUSE, auditing.undecided(job, culprit, reason[:MAX_REASON], now)
+        case msg.AssignJob(), msg.Suspects():
+            if not auditing.suspected(outcome.units, now):
+                raise OurError(f"{job.job_id} suspects what was looked at; this is a bug")
+        case msg.AssignJob(), msg.JobFinished():
+            figures = dict(outcome.figures)
+            out.emit(ev.RoundAssigned(now, job.round, outcome.outputs, figures))
+            auditing.watch(now)
+        case msg.SegmentsJob(), msg.JobFinished():
+            out.emit(ev.SegmentsMade(now, outcome.outputs, dict(outcome.figures)))
+            auditing.watch(now)
+        case _, msg.JobFailed() if outcome.culprit:
+            out.emit(ev.UnitRejected(now, outcome.culprit, outcome.reason))
+            return Trigger.FAIL, reports.failed(outcome.culprit, "", outcome.reason)
+        case _, msg.JobFailed():
+            return Trigger.FAIL, f"{outcome.job_id}: {outcome.reason}"
+        case _:
+            raise OurError(f"{job.job_id} ended as {type(outcome).__name__}; this is a bug")
+    return Trigger.PAUSE, ""

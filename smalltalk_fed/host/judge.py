@@ -1,0 +1,97 @@
+"""The judge: holds a result against what other nodes say of it, in the worker process.
+
+Rules: numpy and blobs only. The first opinion that finds a result good ends the matter. One
+that doesn't convicts nobody: another is asked for (`open`), until two agree with each other,
+score by score, within what machines differ by (`verdict.agree`). Those two are the truth: by
+it the result is good or bad, and every opinion beside it is wrong. Bytes that are no opinion
+are wrong at once. So nobody is found guilty on less than the word of two others, and a lone
+liar costs one opinion more. Two that lie alike and come first would be believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core.messages import Judged, JudgeJob
+from smalltalk_fed.core.units import HELDOUT, UnitKind
+from smalltalk_fed.host.blobs import BlobStore
+from smalltalk_fed.mixture.audit import Scores, decode_opinion, next_places, slice_places
+from smalltalk_fed.mixture.idlists import decode_experts
+from smalltalk_fed.mixture.scores import decode_scores
+from smalltalk_fed.mixture.verdict import (
+    Finding,
+    agree,
+    expert_finding,
+    router_finding,
+    slice_finding,
+)
+
+Opinion = Mapping[str, Scores]
+
+
+def judge(manifest: RunManifest, job: JudgeJob, blobs: BlobStore) -> Judged:
+    """Judge the result that `job` is about.
+
+    Raises DamagedBlob when the result's or an opinion's bytes are gone.
+    """
+    opinions: dict[str, Opinion] = {}
+    wrong = []
+    for unit_id, ref in job.opinions:
+        try:
+            opinions[unit_id] = decode_opinion(manifest, job.target.key, blobs.need(ref))
+        except ValueError:
+            wrong.append(unit_id)
+    truth = _truth(manifest, opinions)
+    if truth is None and len(opinions) != 1:
+        why = f"none of {len(job.opinions)} opinions agree with each other"
+        return Judged(job.job_id, "open", why, wrong=tuple(wrong))
+    spoke = truth or tuple(opinions)
+    finding = _finding(manifest, job, opinions[spoke[0]], blobs)
+    if truth is not None:
+        wrong = [unit_id for unit_id, _ in job.opinions if unit_id not in truth]
+    verdict = "good" if not finding.fault else "open" if truth is None else "bad"
+    if truth is not None:
+        why = f"{len(truth)} of {len(job.opinions)} opinions agree"
+    else:
+        why = "by one opinion"
+    reason = f"{finding.fault or 'what it should be'} ({why})"
+    return Judged(job.job_id, verdict, reason, finding.figures, tuple(wrong))
+
+
+def _truth(manifest: RunManifest, opinions: Mapping[str, Opinion]) -> tuple[str, ...] | None:
+    """The largest group that agrees with one of its own, of equals the earliest; two or more."""
+    groups = [
+        tuple(other for other in opinions if other == one or _alike(manifest, opinions, one, other))
+        for one in opinions
+    ]
+    best = max(groups, key=len, default=())
+    return best if len(best) > 1 else None
+
+
+def _alike(manifest: RunManifest, opinions: Mapping[str, Opinion], one: str, other: str) -> bool:
+    return agree(manifest, opinions[one], opinions[other])
+
+
+def _finding(manifest: RunManifest, job: JudgeJob, opinion: Opinion, blobs: BlobStore) -> Finding:
+    """What one opinion says of the result."""
+    target = job.target.key
+    outputs = {ref.name: partial(blobs.need, ref) for ref in job.outputs}
+    match target.kind:
+        case UnitKind.ROUTER_ROUND:
+            said_K = None
+            if "next" in opinion:
+                said_N = decode_scores(outputs["scores"](), manifest.config.router.chunk_sequences)
+                said_K = said_N[next_places(manifest, job.sample)]
+            return router_finding(manifest, opinion, said_K)
+        case UnitKind.SHARD:
+            count = manifest.heldout_sequences
+            if target.index != HELDOUT:
+                start, stop = manifest.shard_range(target.index)
+                count = stop - start
+            expert_N = decode_experts(outputs["experts"](), count, manifest.experts)
+            places = slice_places(manifest, target, job.sample)
+            return slice_finding(manifest, target, opinion, expert_N[places])
+        case _:
+            return expert_finding(manifest, opinion, job.peers)

@@ -1,0 +1,190 @@
+"""Is a result good, by an auditor's opinion? Rules and limits, each with its reason.
+
+A `Finding` says what is wrong in one clause, or nothing, and the figures that it rests on.
+Rules: numbers only, no blobs and no votes (`host.judge` has those); per-token figures are by
+the M - 1 predicted tokens of a prefix. Limits come from measurements in docs/experiments.md
+("Checks on results") and are wide: a finding of one auditor alone convicts nobody, but it
+costs another audit.
+
+What a router's round is held to: its score block is what its parameters give; it is not much
+worse on public text; it gained at least as much on its share as on the rest of the chunk,
+within what chance does to so small a sample. A slice's division must be the best one under
+the loads that the sample has: any part of an optimal assignment is optimal for its own loads,
+so no prices are needed. An expert guesses better than uniformly, is about as good as its
+peers, and is no worse on text the more its router prefers it, compared at the same difficulty:
+what all routers together find.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core.units import HELDOUT, UnitKey
+from smalltalk_fed.mixture.assignment import assign
+from smalltalk_fed.mixture.audit import Scores
+
+# Largest difference, in nats a token, of the same score on two machines. Sums differ by the
+# root of the number of tokens more often than by the number; this is the number, for safety.
+TOLERANCE_NATS = {"float32": 0.002, "bfloat16": 0.04}
+STEP_NATS = 1 / 16  # of the rounding of both score blocks
+# How much worse on text of all kinds a router may be after a round, in nats a token.
+PUBLIC_LOSS_NATS = 0.25
+# Standard errors by which the share's gain may lie below the rest's.
+SHARE_ERRORS = 4.0
+# Part of what a random division loses that a greedy one may lose; the optimal one loses none.
+GREEDY_LOSS = 0.5
+# Standard errors by which an expert's scores may fall as its router's preference rises.
+EXPERT_ERRORS = 4.0
+# By how much less than its peers' median an expert may beat its router, nats a token.
+PEER_MARGIN_NATS = 0.5
+PEERS = 3  # with fewer there is no telling who is the odd one
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an opinion says of a result; no `fault`: it is good."""
+
+    fault: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def tolerance_nats(manifest: RunManifest) -> float:
+    """By how much two honest machines' scores of a prefix may differ."""
+    config = manifest.config
+    tokens = config.sequence.prefix - 1
+    return TOLERANCE_NATS[config.compute.score_dtype] * tokens + STEP_NATS
+
+
+def agree(manifest: RunManifest, one: Mapping[str, Scores], other: Mapping[str, Scores]) -> bool:
+    """Whether two opinions are the same within tolerance, every score of them."""
+    limit = tolerance_nats(manifest)
+    return all(float(np.abs(one[name] - other[name]).max()) <= limit for name in one)
+
+
+def router_finding(
+    manifest: RunManifest, opinion: Mapping[str, Scores], said_K: Scores | None
+) -> Finding:
+    """Judge a router's round; `said_K`: its score block at the opinion's places, if it has one."""
+    tokens = manifest.config.sequence.prefix - 1
+    gains = {
+        name: opinion[f"{name}_after"].astype(np.float64) - opinion[f"{name}_before"]
+        for name in ("public", "own", "rest")
+        if f"{name}_after" in opinion
+    }
+    figures = {f"{name}_gain": float(gain.mean()) / tokens for name, gain in gains.items()}
+    if said_K is not None:
+        errors = np.abs(said_K - opinion["next"])
+        figures["scores_off_nats"] = float(errors.max())
+        bad = int(np.count_nonzero(errors > tolerance_nats(manifest)))
+        if bad:
+            why = f"{bad} of {len(errors)} scores are not its router's, by up to {errors.max():.1f}"
+            return Finding(f"{why} nats", figures)
+    for name, text in (("public", "held-out text"), ("own", "its own share")):
+        if figures.get(f"{name}_gain", 0.0) < -PUBLIC_LOSS_NATS:
+            lost = -figures[f"{name}_gain"]
+            return Finding(f"the router got worse on {text} by {lost:.2f} nats a token", figures)
+    if "rest" in gains:
+        lead = figures["own_gain"] - figures["rest_gain"]
+        error = math.hypot(*(_standard_error(gains[name]) for name in ("own", "rest"))) / tokens
+        figures["share_lead"], figures["share_error"] = lead, error
+        if lead < -SHARE_ERRORS * error:
+            why = f"the router gained {-lead:.3f} nats a token less on its share than on the rest"
+            return Finding(why, figures)
+    return Finding("", figures)
+
+
+def slice_finding(
+    manifest: RunManifest,
+    target: UnitKey,
+    opinion: Mapping[str, Scores],
+    expert_K: NDArray[np.int32],
+) -> Finding:
+    """Judge a slice's division; `expert_K`: whom the sample's sequences were given to."""
+    scores_KxE = np.stack(list(opinion.values()), axis=1)
+    given_K = scores_KxE[np.arange(len(expert_K)), expert_K].astype(np.float64)
+    limit = 2 * tolerance_nats(manifest)
+    if target.index == HELDOUT:
+        lost_K = scores_KxE.max(axis=1) - given_K
+        bad = int(np.count_nonzero(lost_K > limit))
+        figures = {"lost_nats": float(lost_K.mean())}
+        if bad:
+            why = f"{bad} of {len(lost_K)} held-out sequences are not with their best router"
+            return Finding(why, figures)
+        return Finding("", figures)
+    load_E = np.bincount(expert_K, minlength=manifest.experts)
+    best_N = assign(scores_KxE, load_E, "optimal").expert_N
+    best_K = scores_KxE[np.arange(len(best_N)), best_N]
+    lost = float(best_K.mean(dtype=np.float64) - given_K.mean())
+    by_chance = float(scores_KxE.mean(axis=0, dtype=np.float64) @ load_E) / len(expert_K)
+    chance_lost = float(best_K.mean(dtype=np.float64)) - by_chance
+    figures = {"lost_nats": lost, "lost_by_chance_nats": chance_lost}
+    if manifest.config.assignment.method != "optimal":
+        limit += GREEDY_LOSS * chance_lost
+    if lost > limit:
+        why = f"the division loses {lost:.1f} nats a sequence; one by chance loses"
+        return Finding(f"{why} {chance_lost:.1f}", figures)
+    return Finding("", figures)
+
+
+def expert_finding(
+    manifest: RunManifest,
+    opinion: Mapping[str, Scores],
+    peers: Mapping[int, Mapping[str, float]],
+) -> Finding:
+    """Judge a finished expert; `peers`: the figures of other experts that were found good."""
+    tokens = manifest.config.sequence.prefix - 1
+    leads = {
+        name: opinion[f"{name}_expert"].astype(np.float64) - opinion[f"{name}_router"]
+        for name in ("own", "other")
+        if f"{name}_expert" in opinion
+    }
+    figures = {f"{name}_lead": float(lead.mean()) / tokens for name, lead in leads.items()}
+    figures["loss_nats"] = -float(opinion["whole"].mean(dtype=np.float64)) / tokens
+    if figures["loss_nats"] > math.log(manifest.vocabulary):
+        why = f"the expert's loss on its segment is {figures['loss_nats']:.2f} nats a token"
+        return Finding(f"{why}, worse than guessing", figures)
+    if "other" in leads:
+        slope, error = _preference(manifest.experts, opinion)
+        figures["specialised"], figures["specialised_error"] = slope, error
+        if slope < -EXPERT_ERRORS * error:
+            why = f"the expert loses {-slope:.2f} nats for each by which its router prefers a text"
+            return Finding(why, figures)
+    others = [float(known["own_lead"]) for known in peers.values() if "own_lead" in known]
+    if len(others) >= PEERS:
+        behind = float(np.median(others)) - figures["own_lead"]
+        spread = float(np.median(np.abs(np.array(others) - np.median(others))))
+        if behind > PEER_MARGIN_NATS + SHARE_ERRORS * spread:
+            why = f"the expert beats its router by {behind:.2f} nats a token less than its peers do"
+            return Finding(why, figures)
+    return Finding("", figures)
+
+
+def _preference(experts: int, opinion: Mapping[str, Scores]) -> tuple[float, float]:
+    """How an expert's scores change with its router's preference, and the standard error.
+
+    Least squares on a constant, the mean of all routers (how hard the text is) and its
+    router's score less that mean. The mean of all is what makes it fair: text was sent to
+    the expert because its router scored high, by knowledge or by chance, and a baseline of
+    that router alone would take chance for knowledge that the expert lacks.
+    """
+    expert, router, others = (
+        np.concatenate([opinion[f"{text}_{name}"] for text in ("own", "other")]).astype(np.float64)
+        for name in ("expert", "router", "others")
+    )
+    hard = (router + (experts - 1) * others) / experts
+    columns = np.stack([np.ones_like(hard), hard - hard.mean(), router - hard], axis=1)
+    inverse = np.linalg.pinv(columns.T @ columns)
+    weights = inverse @ columns.T @ expert
+    rest = expert - columns @ weights
+    variance = float(rest @ rest) / max(1, len(rest) - 3)
+    return float(weights[2]), math.sqrt(variance * float(inverse[2, 2]))
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    return float(values.std()) / math.sqrt(len(values))

@@ -1,0 +1,146 @@
+"""What is found bad, and what is not, by one opinion."""
+
+import numpy as np
+import pytest
+from support.opinions import SAMPLE, audit_manifest, honest_opinion
+
+from smalltalk_fed.core.units import UnitKey
+from smalltalk_fed.mixture.assignment import assign
+from smalltalk_fed.mixture.verdict import (
+    agree,
+    expert_finding,
+    router_finding,
+    slice_finding,
+    tolerance_nats,
+)
+
+ROUND, SLICE, HELDOUT = "router_round/1/1", UnitKey.parse("shard/0"), UnitKey.parse("shard/heldout")
+
+
+@pytest.fixture
+def manifest():
+    return audit_manifest()
+
+
+def test_an_honest_round_is_good(manifest):
+    for seed in range(50):
+        opinion = honest_opinion(manifest, ROUND, seed)
+        finding = router_finding(manifest, opinion, opinion["next"])
+        assert not finding.fault
+        assert finding.figures["own_gain"] > finding.figures["rest_gain"]
+    last = honest_opinion(manifest, "router_round/1/2")
+    assert not router_finding(manifest, last, None).fault
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_may_differ_by_what_machines_do_and_no_more(dtype):
+    manifest = audit_manifest(compute={"score_dtype": dtype})
+    opinion = honest_opinion(manifest, ROUND)
+    said = opinion["next"].copy()
+    said[2] += 0.9 * tolerance_nats(manifest)
+    assert not router_finding(manifest, opinion, said).fault
+    said[2] = opinion["next"][2] + 1.1 * tolerance_nats(manifest)
+    assert "1 of 8 scores" in router_finding(manifest, opinion, said).fault
+
+
+@pytest.mark.parametrize("part", ["public", "own"])
+def test_a_router_that_got_worse_is_bad(manifest, part):
+    opinion = honest_opinion(manifest, ROUND)
+    opinion[f"{part}_after"] = opinion[f"{part}_before"] - 20
+    assert "got worse" in router_finding(manifest, opinion, opinion["next"]).fault
+
+
+def test_a_router_that_learned_from_the_rest_and_not_from_its_share_is_bad(manifest):
+    opinion = honest_opinion(manifest, ROUND)
+    for part in ("before", "after"):
+        opinion[f"own_{part}"], opinion[f"rest_{part}"] = (
+            opinion[f"rest_{part}"],
+            opinion[f"own_{part}"],
+        )
+    assert "on its share than on the rest" in router_finding(manifest, opinion, None).fault
+
+
+def slice_scores(manifest, seed=0):
+    opinion = honest_opinion(manifest, "shard/0", seed)
+    return opinion, np.stack(list(opinion.values()), axis=1)
+
+
+def test_any_part_of_an_optimal_division_passes_though_sequences_are_displaced(manifest):
+    random = np.random.default_rng(3)
+    scores = (random.normal(-128, 15, (64, 1)) + random.normal(0, 8, (64, 4))).astype(np.float32)
+    scores[:, 0] += 5  # everybody's best: most of its sequences have to go elsewhere
+    best = assign(scores, [16, 16, 16, 16]).expert_N
+    assert np.mean(scores.argmax(axis=1) != best) > 0.2
+    for _ in range(30):
+        places = random.choice(64, SAMPLE, replace=False)
+        opinion = {f"router_{e}": scores[places, e] for e in range(4)}
+        assert not slice_finding(manifest, SLICE, opinion, best[places]).fault
+
+
+def test_a_division_at_random_or_of_other_experts_is_bad(manifest):
+    for seed in range(20):
+        opinion, scores = slice_scores(manifest, seed)
+        good = assign(scores, [2, 2, 2, 2]).expert_N
+        assert not slice_finding(manifest, SLICE, opinion, good).fault
+        assert "the division loses" in slice_finding(manifest, SLICE, opinion, (good + 1) % 4).fault
+        swapped = good.copy()
+        one, other = np.flatnonzero(good == 0)[0], np.flatnonzero(good == 1)[0]
+        swapped[[one, other]] = 1, 0
+        assert slice_finding(manifest, SLICE, opinion, swapped).fault
+
+
+def test_greedy_divisions_may_lose_something():
+    manifest = audit_manifest(assignment={"method": "paper"})
+    opinion, scores = slice_scores(manifest)
+    greedy = assign(scores, [2, 2, 2, 2], "paper").expert_N
+    assert not slice_finding(manifest, SLICE, opinion, greedy).fault
+    good = assign(scores, [2, 2, 2, 2]).expert_N
+    assert slice_finding(manifest, SLICE, opinion, (good + 1) % 4).fault
+
+
+def test_held_out_text_goes_to_its_best_router(manifest):
+    opinion, scores = slice_scores(manifest)
+    best = scores.argmax(axis=1).astype(np.int32)
+    assert not slice_finding(manifest, HELDOUT, opinion, best).fault
+    close = opinion | {"router_0": opinion["router_0"].copy()}
+    worse = int(np.flatnonzero(best != 0)[0])
+    close["router_0"][worse] = scores[worse].max() - tolerance_nats(manifest)
+    best[worse] = 0
+    assert not slice_finding(manifest, HELDOUT, close, best).fault
+    assert "1 of 8 held-out" in slice_finding(manifest, HELDOUT, opinion, best).fault
+
+
+def test_an_expert_of_its_own_text_is_good_and_one_of_other_text_is_bad(manifest):
+    for seed in range(30):
+        opinion = honest_opinion(manifest, "train_expert/2", seed)
+        finding = expert_finding(manifest, opinion, {})
+        assert not finding.fault
+        assert finding.figures["own_lead"] == pytest.approx(20 / 32, abs=0.1)
+        opinion["own_expert"] -= 35
+        opinion["other_expert"] += 35
+        assert "its router prefers a text" in expert_finding(manifest, opinion, {}).fault
+
+
+def test_an_expert_worse_than_guessing_is_bad(manifest):
+    opinion = honest_opinion(manifest, "train_expert/2")
+    opinion["whole"] = np.full(SAMPLE, -32 * 5.8, np.float32)  # log 300 = 5.7
+    assert "worse than guessing" in expert_finding(manifest, opinion, {}).fault
+
+
+def test_an_expert_far_behind_its_peers_is_bad_once_there_are_three(manifest):
+    opinion = honest_opinion(manifest, "train_expert/2")
+    lead = expert_finding(manifest, opinion, {}).figures["own_lead"]
+    peers = {e: {"own_lead": lead + 1.0 + 0.01 * e} for e in range(3)}
+    assert "than its peers do" in expert_finding(manifest, opinion, peers).fault
+    assert not expert_finding(manifest, opinion, {0: peers[0], 1: peers[1]}).fault
+    near = {e: {"own_lead": lead + 0.2} for e in range(3)}
+    assert not expert_finding(manifest, opinion, near).fault
+
+
+def test_opinions_agree_if_every_score_does(manifest):
+    opinion = honest_opinion(manifest, ROUND)
+    other = {name: scores + 0.9 * tolerance_nats(manifest) for name, scores in opinion.items()}
+    assert agree(manifest, opinion, other)
+    other["rest_after"] = other["rest_after"].copy()
+    other["rest_after"][3] += 0.2 * tolerance_nats(manifest)
+    assert not agree(manifest, opinion, other)
