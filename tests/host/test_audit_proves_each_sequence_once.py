@@ -128,7 +128,7 @@ class Planted:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, SigningKey]]:
     folder = tmp_path_factory.mktemp("audited")
     corpus = write_tiny_corpus(folder / "corpus")
-    run = make_run_folder(folder / "run", corpus, router={"rounds": ROUNDS})
+    run = make_run_folder(folder / "run", corpus, router={"rounds": ROUNDS}, audit={"rate": 0})
     return run, finish_run(run, corpus)
 
 
