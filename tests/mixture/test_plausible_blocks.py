@@ -51,7 +51,12 @@ def steep(scores, e):
     scores[:, e] = -200 + 3 * (scores[:, e] + 200)
 
 
-LIES = [shuffled, at_random, constant, copied, nearly_copied, raised, steep]
+def easy_raised(scores, e):
+    easy = scores[:, e] > np.median(scores[:, e])
+    scores[easy, e] += scores[:, e].std()
+
+
+LIES = [shuffled, at_random, constant, copied, nearly_copied, raised, steep, easy_raised]
 
 
 @pytest.mark.parametrize("lie", LIES)
