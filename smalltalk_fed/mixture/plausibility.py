@@ -29,9 +29,9 @@ ROWS = 1 << 14  # looked at
 EXPLAINED = 0.05
 BINS = 16
 # Mean score beside the median of the others' means, as a part of that.
-LEVEL = 0.25
+LEVEL = 0.4
 # Standard deviation beside the median of the others', as a factor either way.
-SPREAD = 2.5
+SPREAD = 3.0
 # Standard deviation of the difference of two blocks, as a part of their own.
 COPY = 0.1
 # Largest gap within the middle of a block's sorted scores, in standard deviations and in mean

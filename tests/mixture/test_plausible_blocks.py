@@ -44,11 +44,11 @@ def nearly_copied(scores, e):
 
 
 def raised(scores, e):
-    scores[:, e] *= 0.6
+    scores[:, e] *= 0.5
 
 
 def steep(scores, e):
-    scores[:, e] = -200 + 3 * (scores[:, e] + 200)
+    scores[:, e] = -200 + 4 * (scores[:, e] + 200)
 
 
 def easy_raised(scores, e):
