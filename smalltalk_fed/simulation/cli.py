@@ -37,6 +37,16 @@ class Kind(StrEnum):
     FAULTS = "faults"
 
 
+class Lie(StrEnum):
+    """How machines lie."""
+
+    MIXED = "mixed"
+    ODD = "odd"
+    HIDDEN = "hidden"
+    ACCUSE = "accuse"
+    APPROVE = "approve"
+
+
 def simulate(
     nodes: Annotated[
         int | None,
@@ -60,6 +70,19 @@ def simulate(
         bool,
         typer.Option("--paper/--no-paper", help="Also run the paper's rounds with barriers."),
     ] = True,
+    liars: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the machines that lie.")
+    ] = 0.0,
+    lie: Annotated[
+        Lie,
+        typer.Option(
+            help="odd: blocks that look odd; hidden: what only an audit finds; accuse, approve: "
+            "wrong opinions."
+        ),
+    ] = Lie.MIXED,
+    honest_units: Annotated[
+        int, typer.Option(min=0, help="Units that a liar does well before it lies.")
+    ] = 0,
     faults: Annotated[
         str, typer.Option(help="With --scenario faults: only these of the seed's, as 0,3 or none.")
     ] = "",
@@ -78,6 +101,7 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run the real coordinator and node sessions in a simulated world of unreliable machines."""
+    from smalltalk_fed.simulation.liars import Liars
     from smalltalk_fed.simulation.scenario import volunteers
     from smalltalk_fed.simulation.search import Case
 
@@ -90,11 +114,12 @@ def simulate(
         assumed = {str(i): str(f) for i, f in enumerate(case.scenario().faults)}
     else:
         size = (nodes or 1000, experts or 16, days, seed)
-        scenario = volunteers(*size)
+        told = Liars(liars, lie.value, honest_units)
+        scenario = volunteers(*size, liars=told)
         assumed = scenario.assumed
         reports = [_run(scenario, trace)]
         if paper:
-            reports.append(_run(volunteers(*size, policy="paper"), None))
+            reports.append(_run(volunteers(*size, policy="paper", liars=told), None))
     _print(reports, assumed, as_json)
     if reports[0].violations:
         raise typer.Exit(_BROKEN)

@@ -3,7 +3,9 @@
 Rules: an output's digest is a function of the unit and its inputs alone, so copies of a unit
 agree, as real ones must. Who gets which sequence is really computed (at random, with exact
 capacities, by the project's own functions), so that "every sequence in exactly one segment"
-can be checked on what the journal names. Everything else is a size without content.
+can be checked on what the journal names. Everything else is a size without content. A liar's
+outputs are other digests, of which the world knows what kind of lie they are; the judge
+compares as the real one does.
 """
 
 from __future__ import annotations
@@ -14,7 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core.messages import AssignJob, Job, JobFinished
+from smalltalk_fed.core.catalogue import size_limit
+from smalltalk_fed.core.messages import (
+    AssignJob,
+    Job,
+    JobFinished,
+    Judged,
+    JudgeJob,
+    Outcome,
+    SegmentsJob,
+    Suspects,
+)
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKind
 from smalltalk_fed.mixture.assignment import equal_capacity, random_assignment, weighted_capacity
 from smalltalk_fed.mixture.idlists import HEADER_BYTES, decode_ids, encode_ids
@@ -30,6 +42,7 @@ class Blobs:
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
         self.damaged: dict[str, None] = {}
+        self.lies: dict[str, str] = {}  # digest -> kind of lie
         self._backup: dict[str, int] = {}
         self._lists: dict[str, bytes] = {}
 
@@ -43,6 +56,12 @@ class Blobs:
         ref = BlobRef(name, hashlib.sha256(data).hexdigest(), len(data))
         self.sizes[ref.digest], self._lists[ref.digest] = ref.size, data
         return ref
+
+    def lie(self, ref: BlobRef, kind: str, who: str) -> BlobRef:
+        """What a liar has in place of `ref`."""
+        digest = _digest(f"{ref.digest}|{kind}|{who}")
+        self.lies[digest] = kind
+        return BlobRef(ref.name, digest, ref.size)
 
     def ids(self, digest: str) -> NDArray[np.int64]:
         """A list's ids; KeyError if it is not here."""
@@ -66,9 +85,10 @@ class Blobs:
 
 
 def output_refs(manifest: RunManifest, unit: Unit, names: tuple[str, ...]) -> tuple[BlobRef, ...]:
-    """The outputs of `unit`, whoever computes it."""
+    """The outputs of `unit`, whoever computes it; all opinions on a result are the same."""
     inputs = ",".join(ref.digest for ref in unit.inputs)
-    made_from = f"{unit.unit_id}|{inputs}|{unit.start_step}|{unit.weights}"
+    of = f"{unit.key.target}|{unit.sample}" if unit.key.target else unit.unit_id
+    made_from = f"{of}|{inputs}|{unit.start_step}|{unit.weights}"
     return tuple(
         BlobRef(name, _digest(f"{made_from}|{name}"), _size(manifest, unit, name)) for name in names
     )
@@ -81,8 +101,51 @@ def state_ref(manifest: RunManifest, unit: Unit, step: int) -> BlobRef:
     return BlobRef("weights", _digest(made_from), _size(manifest, unit, "weights"))
 
 
-def do_job(manifest: RunManifest, job: Job, blobs: Blobs) -> JobFinished:
+def do_job(manifest: RunManifest, job: Job, blobs: Blobs) -> Outcome:
     """What the coordinator's worker process does, with chance in place of scores."""
+    match job:
+        case JudgeJob():
+            return judge(job, blobs)
+        case AssignJob():
+            odd = {
+                f"router_round/{expert}/{job.round - 1}": "its scores are not like the others'"
+                for expert, ref in enumerate(job.scores)
+                if blobs.lies.get(ref.digest) == "odd" and expert not in job.checked
+            }
+            return Suspects(job.job_id, odd) if odd else _divide(manifest, job, blobs)
+        case SegmentsJob():
+            return _divide(manifest, job, blobs)
+
+
+def inputs_of(job: Job) -> tuple[BlobRef, ...]:
+    """The blobs that a job reads."""
+    match job:
+        case AssignJob():
+            return job.scores
+        case SegmentsJob():
+            return job.shards
+        case JudgeJob():
+            return (*job.outputs, *(ref for _, ref in job.opinions))
+
+
+def judge(job: JudgeJob, blobs: Blobs) -> Judged:
+    """One opinion may find a result good; two that agree decide, and the others are wrong."""
+    alike: dict[str, list[str]] = {}
+    for unit_id, ref in job.opinions:
+        alike.setdefault(ref.digest, []).append(unit_id)
+    said, spoke = max(alike.items(), key=lambda each: len(each[1]))
+    agreed = len(spoke) > 1
+    if not agreed and len(job.opinions) > 1:
+        return Judged(job.job_id, "open", f"{len(job.opinions)} opinions differ")
+    fine = not any(ref.digest in blobs.lies for ref in job.outputs)
+    good = {"accuse": False, "approve": True}.get(blobs.lies.get(said, ""), fine)
+    wrong = tuple(u for u, _ in job.opinions if u not in spoke) if agreed else ()
+    verdict = "good" if good else "bad" if agreed else "open"
+    reason = "what it should be" if good else "not what it should be"
+    return Judged(job.job_id, verdict, reason, {}, wrong)
+
+
+def _divide(manifest: RunManifest, job: AssignJob | SegmentsJob, blobs: Blobs) -> JobFinished:
     config, experts = manifest.config, manifest.experts
     if isinstance(job, AssignJob):
         count = config.router.chunk_sequences
@@ -131,6 +194,8 @@ def _size(manifest: RunManifest, unit: Unit, name: str) -> int:
             return HEADER_BYTES + stop - start
         case "config":
             return CONFIG_BYTES
+        case "audit":
+            return size_limit(manifest, "audit")
         case _:
             return 4 * config.expert.model.parameters(manifest.vocabulary)
 

@@ -18,12 +18,13 @@ from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.core.units import BlobRef, Result
 from smalltalk_fed.errors import PeerError, Refused
-from smalltalk_fed.simulation.contents import Blobs, do_job
+from smalltalk_fed.simulation.contents import Blobs, do_job, inputs_of
 from smalltalk_fed.simulation.disk import Disk, take_snapshot
 from smalltalk_fed.simulation.faults import BadBlock, BlobDamage, CommitPoint, CoordinatorCrash
-from smalltalk_fed.simulation.invariants import Rule, Violation, Watch
+from smalltalk_fed.simulation.invariants import Watch
 from smalltalk_fed.simulation.measures import Measures
 from smalltalk_fed.simulation.network import Call, in_words
+from smalltalk_fed.simulation.rules import Rule, Violation
 from smalltalk_fed.simulation.scenario import Scenario
 from smalltalk_fed.simulation.world import World
 
@@ -37,7 +38,7 @@ class _Damaged:
     digest: str
 
 
-_Inbound = msg.Request | msg.JobFinished | msg.JobFailed | _Damaged
+_Inbound = msg.Request | msg.Outcome | _Damaged
 
 
 class CoordinatorHost:
@@ -83,7 +84,8 @@ class CoordinatorHost:
         self._inbox.clear()
         self._open.clear()
         manifest = self._scenario.manifest
-        self.coordinator = self.disk.recover(manifest, self.now(), self._make)
+        secret = f"audits of seed {self._scenario.seed}".encode()
+        self.coordinator = self.disk.recover(manifest, self.now(), self._make, secret)
         if self._process > 1:
             self._measures.restarts += 1
             self._watch.restarted(self.coordinator)
@@ -146,7 +148,7 @@ class CoordinatorHost:
                 why = f"blob {message.digest[:12]} is damaged"
                 ready.add(self.coordinator.blob_damaged(message.digest, why, self.now()))
                 continue
-            if isinstance(message, msg.JobFinished | msg.JobFailed):
+            if isinstance(message, msg.Outcome):
                 self._world.note(f"job {message.job_id} ends")
                 ready.add(self.coordinator.job_done(message, self.now()))
                 continue
@@ -280,12 +282,11 @@ class CoordinatorHost:
         if process != self._process:
             return
         bad = self._bad_blocks.get(number)
-        inputs = job.scores if isinstance(job, msg.AssignJob) else job.shards
-        gone = next((ref for ref in inputs if ref.digest not in self._blobs.sizes), None)
+        gone = next((ref for ref in inputs_of(job) if ref.digest not in self._blobs.sizes), None)
         if gone is not None:
             self._tell(_Damaged(gone.digest))
             return
-        outcome: msg.JobFinished | msg.JobFailed
+        outcome: msg.Outcome
         if bad is not None and (culprit := bad.culprit(job)):
             outcome = msg.JobFailed(job.job_id, "its bytes can't be used", culprit)
         else:

@@ -47,13 +47,15 @@ class Disk:
         """Keep the state as of the first `covered` rows."""
         self._covered, self._snapshot = covered, state
 
-    def recover(self, manifest: RunManifest, now: float, make: type[Coordinator]) -> Coordinator:
-        """A coordinator as the disk has it."""
+    def recover(
+        self, manifest: RunManifest, now: float, make: type[Coordinator], secret: bytes = b""
+    ) -> Coordinator:
+        """A coordinator as the disk has it; `secret` is what audits are drawn with."""
         state = None
         if self._snapshot:
             state = snapshot.from_json(manifest, json.loads(self._snapshot))
         events = (from_json(kind, body) for kind, body in self.rows[self._covered :])
-        return make.replay(manifest, events, now, state)
+        return make.replay(manifest, events, now, state, secret)
 
 
 def take_snapshot(state: HardState) -> str:

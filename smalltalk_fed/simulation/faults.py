@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 
-from smalltalk_fed.core.messages import Job, SegmentsJob
+from smalltalk_fed.core.messages import Job, JudgeJob, SegmentsJob
 
 
 class CommitPoint(StrEnum):
@@ -115,6 +115,8 @@ class BadBlock:
 
     def culprit(self, job: Job) -> str:
         """The unit whose result is bad; empty if the job has none."""
+        if isinstance(job, JudgeJob):
+            return job.opinions[self.expert % len(job.opinions)][0]
         if isinstance(job, SegmentsJob):
             return f"shard/{self.expert % len(job.shards)}"
         if not job.scores:

@@ -40,10 +40,9 @@ def total_work_s(scenario: Scenario) -> float:
     """Reference seconds of all units of the run."""
     manifest, work = scenario.manifest, scenario.work
     config, experts = manifest.config, manifest.experts
-    steps = config.expert.steps
 
     def of(kind: UnitKind, index: int = 0) -> float:
-        return work.of(Unit(UnitKey(kind, index=index)), steps)
+        return work.of(Unit(UnitKey(kind, index=index)), manifest)
 
     total_s = experts * config.router.rounds * of(UnitKind.ROUTER_ROUND)
     total_s += manifest.shard_count * of(UnitKind.SHARD)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
@@ -25,31 +24,10 @@ from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.units import UnitKey
 from smalltalk_fed.mixture.permutation import chunk_ids
+from smalltalk_fed.simulation.audit_watch import AuditWatch, is_audit
 from smalltalk_fed.simulation.contents import Blobs
+from smalltalk_fed.simulation.rules import Rule, Violation
 from smalltalk_fed.simulation.world import World
-
-
-class Rule(StrEnum):
-    """What holds in every run, whatever happens."""
-
-    ACCEPTED_ONCE = "no unit is accepted twice"
-    COPIES = "no more live leases of a unit than the allowed copies"
-    ONE_SEGMENT = "every sequence is in exactly one segment"
-    REPLAY = "hard state equals the replay of the journal"
-    COMMITTED = "no reply before its event is durable"
-    KEPT = "progress is never lost after an acknowledgement"
-    BLOBS = "no order names a blob that is not there"
-    ENDS = "the run ends if enough nodes live"
-    TIME = "a deadline moves when it is ticked"
-    SOUND = "the core never fails"
-
-
-class Violation(Exception):
-    """A rule is broken."""
-
-    def __init__(self, rule: Rule, detail: str) -> None:
-        super().__init__(f"{rule}: {detail}")
-        self.rule, self.detail = rule, detail
 
 
 @dataclass
@@ -85,6 +63,7 @@ class Watch:
         self._unit_of: dict[str, str] = {}
         self._last_said: dict[str, int] = {}  # node -> conversation
         self._process = 0
+        self.audits = AuditWatch(manifest)
 
     # ----------------------------------------------------------------------- what is observed
 
@@ -120,6 +99,7 @@ class Watch:
     def durable(self, events: Sequence[ev.Event]) -> None:
         """The disk has these events."""
         for event in events:
+            self.audits.durable(event)
             match event:
                 case ev.UnitAccepted():
                     if event.unit_id in self._accepted:
@@ -133,13 +113,12 @@ class Watch:
                     self._named.update((ref.digest, None) for ref in event.outputs)
                     for node_id in list(self._grants.get(event.unit_id, ())):
                         self._drop(node_id)
-                case ev.UnitRejected():
-                    self._accepted.pop(event.unit_id, None)
-                    self._acknowledged.pop(event.unit_id, None)
-                case ev.BlobLost():
-                    self._accepted.pop(event.unit_id, None)
-                    self._acknowledged.pop(event.unit_id, None)
-                    self._acknowledged_steps.pop(event.unit_id, None)
+                case ev.UnitRejected() | ev.BlobLost():
+                    self._take_back(event.unit_id)
+                case ev.NodeQuarantined():
+                    for unit_id in event.undone:
+                        self._take_back(unit_id)
+                    self._drop(event.node_id)
                 case ev.RoundAssigned():
                     self._named.update((ref.digest, None) for ref in event.shares)
                     self._check_round(event)
@@ -206,7 +185,8 @@ class Watch:
         node_id = message.node_id
         if order.accepted:
             self._need(order.accepted in self._ever_accepted, f"{order.accepted} was accepted")
-            if order.accepted in self._accepted:
+            # Opinions are forgotten with what they are on.
+            if order.accepted in self._accepted and not is_audit(order.accepted):
                 self._acknowledged[order.accepted] = None
         if order.collected and message.working:
             unit_id = message.working.unit_id
@@ -218,7 +198,8 @@ class Watch:
             self._acknowledged_steps[unit_id] = order.collected
         if order.stop:
             over = Phase.FINISHED.value in self._phases or Phase.FAILED.value in self._phases
-            self._need(over or node_id in self._revoked, "there is no more work for it")
+            out = node_id in self._revoked or node_id in self.audits.out
+            self._need(over or out, "there is no more work for it")
             return
         if order.unit is not None:
             for ref in order.unit.inputs:
@@ -242,6 +223,7 @@ class Watch:
             self._grant(order.unit.unit_id, node_id, decided_at, handed_out=True)
 
     def _grant(self, unit_id: str, node_id: str, since: float, *, handed_out: bool) -> None:
+        self.audits.granted(unit_id, node_id)
         held = self._grants.setdefault(unit_id, {})
         if self._unit_of.get(node_id) not in (None, unit_id):
             self._drop(node_id)
@@ -254,6 +236,11 @@ class Watch:
         ]
         if len(live) > self._allowed:
             raise Violation(Rule.COPIES, f"{unit_id} is held by {', '.join(live)}")
+
+    def _take_back(self, unit_id: str) -> None:
+        self._accepted.pop(unit_id, None)
+        self._acknowledged.pop(unit_id, None)
+        self._acknowledged_steps.pop(unit_id, None)
 
     def _drop(self, node_id: str) -> None:
         unit_id = self._unit_of.pop(node_id, None)

@@ -3,7 +3,8 @@
 Rules: the machine has an identity, a speed, a line and a disk with checkpoints; its process
 may be killed, stopped or put to sleep, and a new one is a new incarnation. Faults that are
 addressed by "its nth unit" are carried out here. A program that ends by an error is started
-again after a minute, as a service manager would; one that is told that the run is over, not.
+again after a minute, as a service manager would; one that is told that the run is over, or
+that it is quarantined, not. A liar's results are other ones than they should be (`liars.py`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from smalltalk_fed.core.units import Unit
+from smalltalk_fed.core.units import BlobRef, Unit
 from smalltalk_fed.simulation.contents import Blobs
 from smalltalk_fed.simulation.faults import Fault, NodeCrash, NodeLeaves, UnitFails, UnitPoint
+from smalltalk_fed.simulation.liars import lie_in
 from smalltalk_fed.simulation.measures import Measures
 from smalltalk_fed.simulation.network import Network
 from smalltalk_fed.simulation.node_process import NodeProcess
@@ -41,7 +43,10 @@ class Shared:
 class Machine:
     """One machine, for good."""
 
-    def __init__(self, world: World, shared: Shared, number: int, faults: list[Fault]) -> None:
+    def __init__(
+        self, world: World, shared: Shared, number: int, faults: list[Fault], lies: str = ""
+    ) -> None:
+        self.lies = lies
         self.world, self.shared, self.number = world, shared, number
         self.name = f"machine-{number}"
         self.key_sha256 = hashlib.sha256(f"key of {self.name}".encode()).hexdigest()
@@ -109,8 +114,8 @@ class Machine:
         """The program ended by itself."""
         self.world.note(f"{self.name} ends: {reason}")
         self.process = None
-        if reason.startswith("the run is"):
-            self.over = True
+        if reason.startswith("the run is") or "is quarantined" in reason:
+            self.over = True  # its operator is asked to do something
             self.shared.ended += 1
             self.on = False
             self._count_presence()
@@ -140,6 +145,13 @@ class Machine:
         """Whether the unit that begins now can't be done; it counts as the nth, too."""
         self._units += 1
         return any(isinstance(f, UnitFails) and f.unit == self._units for f in self._faults)
+
+    def honestly_or_not(self, unit: Unit, refs: tuple[BlobRef, ...]) -> tuple[BlobRef, ...]:
+        """The outputs that it hands in for those that it should."""
+        lie = lie_in(self.lies, unit, self._units - 1, self.shared.scenario.liars)
+        if not lie:
+            return refs
+        return tuple(self.shared.blobs.lie(ref, lie, self.name) for ref in refs)
 
     def at_computation(self, unit: Unit, left_s: float) -> None:
         """The computation begins and would take `left_s`."""

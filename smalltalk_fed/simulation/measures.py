@@ -31,6 +31,7 @@ class Measures:
     blob_down_bytes: int = 0
     work_done: float = 0.0  # reference seconds that were computed
     work_useful: float = 0.0  # of those, what accepted results are made of
+    audit_work: float = 0.0  # of those, looking at others' results
     busy_s: float = 0.0  # machine-seconds computing or transferring
     present_s: float = 0.0  # machine-seconds switched on
     lease_ages_s: list[float] = field(default_factory=list)  # since the holder was last heard

@@ -60,11 +60,13 @@ class Work:
         self._turn += 1
         self._since = self._world.now
         whole = Unit(unit.key, unit.inputs)
-        reference_s = self._shared.scenario.work.of(whole, steps)
+        reference_s = self._shared.scenario.work.of(whole, manifest)
         self._total_s = max(reference_s * mean_share(manifest, unit), 1e-3)
         begun = Checkpoint(unit.start_step / steps, unit.start_step)
         kept = machine.disk.get(unit.unit_id, begun)
-        begun = kept if kept.fraction > begun.fraction else begun
+        # Checkpoints on top of weights that count no more are of another training.
+        ours = kept.from_step <= unit.start_step and kept.fraction > begun.fraction
+        begun = kept if ours else begun
         self._position_s, self._from_step = begun.fraction * self._total_s, begun.from_step
         self._fetch(self._turn)
 
@@ -165,6 +167,7 @@ class Work:
             machine.disk[unit.unit_id] = Checkpoint(1.0, self._from_step)
         names = outputs_of(self._shared.scenario.manifest, unit.key)
         refs = output_refs(self._shared.scenario.manifest, unit, names)
+        refs = machine.honestly_or_not(unit, refs)
         new = [ref for ref in refs if ref.digest not in self._shared.blobs.sizes]
         for ref in refs:
             if ref.name == "parameters" or (ref.name == "weights" and unit.key.kind in LONG):
@@ -227,7 +230,10 @@ class Work:
 
     def _count(self, until_s: float) -> None:
         if self._computing_since is not None:
-            self._shared.measures.work_done += max(0.0, until_s - self._position_s)
+            done_s = max(0.0, until_s - self._position_s)
+            self._shared.measures.work_done += done_s
+            if self.unit is not None and self.unit.key.kind is UnitKind.AUDIT:
+                self._shared.measures.audit_work += done_s
 
     def _busy(self) -> None:
         self._shared.measures.busy_s += self._world.now - self._since

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from smalltalk_fed.simulation.invariants import Violation
+from smalltalk_fed.core.events import from_json
+from smalltalk_fed.simulation.audit_figures import AuditFigures, audit_figures
+from smalltalk_fed.simulation.rules import Violation
 from smalltalk_fed.simulation.world import DAY_S, START_S
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class Report:
     lease_age_mean_s: float  # since the holder was last heard of
     lease_age_p99_s: float
     stale_leases: float  # share of leases whose holder was not at the unit
+    audit_share: float  # of the work computed: looking at others' results
+    audits: AuditFigures
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -107,4 +111,10 @@ def make_report(
         lease_age_mean_s=sum(ages) / len(ages) if ages else 0.0,
         lease_age_p99_s=ages[int(0.99 * len(ages))] if ages else 0.0,
         stale_leases=measures.leases_stale / max(1, measures.leases_seen),
+        audit_share=measures.audit_work / done_s,
+        audits=audit_figures(
+            (from_json(kind, body) for kind, body in host.disk.rows),
+            run.blobs.lies,
+            run.watch.audits.liars,
+        ),
     )

@@ -14,8 +14,15 @@ from typing import Literal
 
 from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core.units import Unit, UnitKind
-from smalltalk_fed.simulation.faults import Fault, OperatorRevokes, draw_plan, draw_reboots
+from smalltalk_fed.simulation.effort import Effort
+from smalltalk_fed.simulation.faults import (
+    Fault,
+    NodeCrash,
+    OperatorRevokes,
+    draw_plan,
+    draw_reboots,
+)
+from smalltalk_fed.simulation.liars import KINDS, Liars
 from smalltalk_fed.simulation.world import DAY_S, World
 
 Policy = Literal["chosen", "paper"]
@@ -55,41 +62,17 @@ class Fleet:
 
 
 @dataclass(frozen=True)
-class Work:
-    """Seconds of the reference node for a unit of each kind (an expert: from step 0 on)."""
-
-    router_round_s: float
-    shard_s: float
-    expert_s: float
-    evaluate_s: float
-    job_s: float  # the coordinator's own computations
-
-    def of(self, unit: Unit, steps: int) -> float:
-        """Seconds that `unit` takes on the reference node, from its first step on."""
-        match unit.key.kind:
-            case UnitKind.ROUTER_ROUND:
-                return self.router_round_s
-            case UnitKind.SHARD:
-                return self.shard_s
-            case UnitKind.TRAIN_EXPERT:
-                return self.expert_s * (steps - unit.start_step) / steps
-            case UnitKind.TRAIN_SEED:
-                return self.expert_s
-            case UnitKind.EVALUATE:
-                return self.evaluate_s
-
-
-@dataclass(frozen=True)
 class Scenario:
     """Everything that a world is made from."""
 
     seed: int
     manifest: RunManifest
     fleet: Fleet
-    work: Work
+    work: Effort
     network: Network = Network()
     commit_s: float = 0.008  # of the coordinator's disk
     policy: Policy = "chosen"
+    liars: Liars = Liars()
     faults: tuple[Fault, ...] = ()
     limit_s: float = 90 * DAY_S
     sample_s: float = 3600.0  # between two looks from outside
@@ -119,7 +102,12 @@ def quantile_speed(top: float) -> float:
 
 
 def volunteers(
-    nodes: int, experts: int, days: float, seed: int, policy: Policy = "chosen"
+    nodes: int,
+    experts: int,
+    days: float,
+    seed: int,
+    policy: Policy = "chosen",
+    liars: Liars = Liars(),
 ) -> Scenario:
     """Home machines for weeks: half of them away at any time, some leaving for good.
 
@@ -153,11 +141,12 @@ def volunteers(
                 "collect": "final" if paper else f"every {steps // 50} steps",
             },
             "assignment": {"method": "paper" if paper else "optimal"},
+            "audit": {"rate": 0.0} if paper else {},
         },
         "simulation",
     )
     router_s = total_s / 20 / rounds
-    work = Work(router_s, router_s, total_s, router_s, job_s=20.0)
+    work = Effort(router_s, router_s, total_s, router_s, job_s=20.0)
     manifest = RunManifest(
         run_id=f"simulated-{seed}",
         created_unix_s=0,
@@ -187,6 +176,7 @@ def volunteers(
         work=work,
         network=Network(loss=0.001, duplicate=0.0005, late=0.001),
         policy=policy,
+        liars=liars,
         faults=draw_reboots(World(seed).stream("reboots"), limit_s, _REBOOT_EVERY_S),
         limit_s=limit_s,
         must_end=False,
@@ -224,7 +214,7 @@ def under_faults(
         late_s=rng.choice((5.0, 60.0)),
     )
     spread, commit_s = rng.random() < 0.5, rng.choice((0.001, 0.05, 0.5))
-    work = Work(unit_s, 0.5 * unit_s, 8 * unit_s, 0.3 * unit_s, job_s=rng.choice((0.1, 5.0)))
+    work = Effort(unit_s, 0.5 * unit_s, 8 * unit_s, 0.3 * unit_s, job_s=rng.choice((0.1, 5.0)))
     arrive_s = rng.choice((0.0, 2.0, 10 * unit_s))
     # Experts that stay home die with their machine: then nobody leaves for good.
     may_leave = 0 if collect == "never" else (drawn_nodes - 1) // 2
@@ -240,6 +230,7 @@ def under_faults(
     if may_leave and late.random() < 0.2:
         at_s = late.uniform(0.0, (2 * rounds + 12) * unit_s)
         plan = (*plan, OperatorRevokes(late.randrange(drawn_nodes), at_s))
+    audit, liars = _audits(seed, nodes or drawn_nodes, sum(isinstance(f, _FOR_GOOD) for f in plan))
     experts = experts or drawn_experts
     chunk = 20 * experts + 3
     config = parse_config(
@@ -261,6 +252,7 @@ def under_faults(
                 "collect": collect, "init": init,
             },
             "assignment": {"capacity": capacity},
+            "audit": audit,
             "compute": {"checkpoint_s": max(1.0, 0.4 * unit_s)},
         },
         "simulation",
@@ -282,9 +274,31 @@ def under_faults(
         work=work,
         network=Network() if calm else network,
         commit_s=commit_s,
+        liars=liars,
         faults=plan if only is None else tuple(plan[i] for i in only if i < len(plan)),
         limit_s=DAY_S / 2,
         sample_s=20.0,
         replay_every_events=12,
         snapshot_events=15,
     )
+
+
+_FOR_GOOD = (NodeCrash, OperatorRevokes)
+
+
+def _audits(seed: int, nodes: int, lost: int) -> tuple[dict[str, float], Liars]:
+    """How often results are looked at, and liars, as long as enough honest nodes are left.
+
+    To put an accuser out takes its victim and two more that look at the work.
+    """
+    rng = World(seed).stream("audits")
+    audit = {
+        "rate": rng.choice((0.0, 0.1, 0.5, 1.0)),
+        "first_units": rng.choice((0, 1, 2)),
+        "wait_s": rng.choice((30.0, 200.0, 600.0)),
+    }
+    most = max(0, nodes - lost - 4)
+    if not audit["rate"] or not most or rng.random() < 0.6:
+        return audit, Liars()
+    count = rng.randint(1, min(most, 3))
+    return audit, Liars(kind=rng.choice(KINDS), honest_units=rng.choice((0, 0, 3)), count=count)

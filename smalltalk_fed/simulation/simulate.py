@@ -34,11 +34,13 @@ from smalltalk_fed.simulation.faults import (
     UnitFails,
 )
 from smalltalk_fed.simulation.ideal import Ideal
-from smalltalk_fed.simulation.invariants import Rule, Violation, Watch
+from smalltalk_fed.simulation.invariants import Watch
+from smalltalk_fed.simulation.liars import draw_lies
 from smalltalk_fed.simulation.machine import Machine, Shared
 from smalltalk_fed.simulation.measures import Measures
 from smalltalk_fed.simulation.network import Line, Network
 from smalltalk_fed.simulation.report import Report, make_report
+from smalltalk_fed.simulation.rules import Rule, Violation
 from smalltalk_fed.simulation.scenario import Scenario
 from smalltalk_fed.simulation.world import DAY_S, START_S, Trace, World
 
@@ -70,10 +72,12 @@ class Simulation:
         self.host.on_damage = self._repair
         secret = hashlib.sha256(b"the one invitation").hexdigest()
         self.shared = Shared(scenario, self.network, self.blobs, self.measures, secret)
+        lies = draw_lies(world, scenario.liars, scenario.fleet.nodes)
         self.machines = [
-            Machine(world, self.shared, number, self._faults_of(number))
-            for number in range(scenario.fleet.nodes)
+            Machine(world, self.shared, number, self._faults_of(number), told)
+            for number, told in enumerate(lies)
         ]
+        self.watch.audits.liars = {m.name: None for m in self.machines if m.lies}
         self._operator = self.network.operator_line()
         self._ideal = Ideal(scenario)
         self._dormant = list(self.machines)
@@ -216,11 +220,18 @@ class Simulation:
                 world.stopped = True
                 return
             self._sample_leases()
+            self._decide_disputes()
         sample_s = self.scenario.sample_s
         self._ideal.sample(world.elapsed_s, sample_s, self.machines)
         if self._on_progress is not None:
             self._on_progress(world, self.host)
         world.after(sample_s, self._sample)
+
+    def _decide_disputes(self) -> None:
+        """The operator lets a run go on that was paused because nodes disagree."""
+        state = self.host.coordinator.state
+        if state.phase is Phase.PAUSED and "is disputed" in state.reason:
+            self._operate(msg.Resume())
 
     def _all_told(self) -> bool:
         """Whether every program that runs has learned that the run is over."""
@@ -252,14 +263,13 @@ class Simulation:
     def _useful_s(self) -> float:
         """Reference seconds that the accepted results are made of."""
         scenario, useful_s = self.scenario, 0.0
-        steps = scenario.manifest.config.expert.steps
         accepted: dict[str, None] = {}
         for kind, body in self.host.disk.rows:
             event = from_json(kind, body)
             if isinstance(event, UnitAccepted):
                 accepted[event.unit_id] = None
         for unit_id in accepted:
-            useful_s += scenario.work.of(Unit(UnitKey.parse(unit_id)), steps)
+            useful_s += scenario.work.of(Unit(UnitKey.parse(unit_id)), scenario.manifest)
         return useful_s
 
 

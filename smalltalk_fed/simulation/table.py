@@ -26,6 +26,18 @@ def _ideal(report: Report) -> str:
     )
 
 
+def _liars(report: Report) -> str:
+    audits = report.audits
+    if not audits.liars:
+        return "none lied"
+    if not audits.liars_caught:
+        return f"none of {audits.liars}"
+    text = f"{audits.liars_caught} of {audits.liars}"
+    if audits.hours_until_caught is not None:
+        text += f", after {audits.hours_until_caught:.1f} h and {audits.lies_until_caught:.1f} lies"
+    return f"{text}; honest nodes quarantined: {audits.honest_quarantined}"
+
+
 _ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
     ("finished", lambda r: "yes" if r.finished else f"no: {r.phase}"),
     ("run time", lambda r: f"{'' if r.finished else 'over '}{r.virtual_days:.1f} days"),
@@ -48,6 +60,12 @@ _ROWS: tuple[tuple[str, Callable[[Report], str]], ...] = (
         lambda r: f"{r.lease_age_mean_s:.0f} / {r.lease_age_p99_s:.0f} s",
     ),
     ("stale leases", lambda r: f"{r.stale_leases:.2%}"),
+    ("work on audits, opinions", lambda r: f"{r.audit_share:.2%}, {r.audits.audits_done:,}"),
+    ("liars caught", _liars),
+    (
+        "results waived / done again",
+        lambda r: f"{r.audits.results_waived:,} / {r.audits.results_done_again:,}",
+    ),
     ("coordinator restarts", lambda r: f"{r.coordinator_restarts:,}"),
     ("node processes started", lambda r: f"{r.node_starts:,}"),
     ("broken rules", lambda r: "; ".join(r.violations) or "none"),

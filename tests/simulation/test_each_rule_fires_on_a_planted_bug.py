@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from smalltalk_fed.core import admission, retention
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core import retention
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.dispatch import Dispatcher
 from smalltalk_fed.core.events import Event
@@ -23,8 +23,8 @@ from smalltalk_fed.core.reports import Reports
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import UnitKey
 from smalltalk_fed.simulation.coordinator_host import CoordinatorHost
-from smalltalk_fed.simulation.invariants import Rule
 from smalltalk_fed.simulation.report import Report
+from smalltalk_fed.simulation.rules import Rule
 from smalltalk_fed.simulation.scenario import under_faults
 from smalltalk_fed.simulation.simulate import simulate
 
@@ -187,3 +187,38 @@ def test_a_core_that_fails(monkeypatch: Plant) -> None:
     report = hunt()
     assert report.broken_rule == Rule.SOUND.name
     assert "SegmentsMade" in report.violations[0]
+
+
+def test_a_node_that_audits_its_own_work(monkeypatch: Plant) -> None:
+    from smalltalk_fed.core import reports, results, scheduling
+
+    for module in (scheduling, reports, results):
+        monkeypatch.setattr(module, "barred", lambda state, key: set())
+    assert hunt().broken_rule == Rule.OWN_WORK.name
+
+
+def test_a_division_of_what_is_still_looked_at(monkeypatch: Plant) -> None:
+    monkeypatch.setattr(HardState, "waits_for_audits", False)
+    assert hunt().broken_rule == Rule.SETTLED.name
+
+
+def test_a_quarantined_node_that_may_go_on(monkeypatch: Plant) -> None:
+    from smalltalk_fed.core.exclusion import Exclusion
+
+    monkeypatch.setattr(Exclusion, "shut_out", lambda self, node_id, why: None)
+    monkeypatch.setattr(admission, "known", lambda state, node_id: state.nodes[node_id])
+    assert hunt(seeds=range(120)).broken_rule == Rule.OUT.name
+
+
+def test_a_worker_that_is_blamed_for_what_its_accuser_says(monkeypatch: Plant) -> None:
+    from smalltalk_fed.simulation import contents
+
+    real = contents.judge
+
+    def hasty(job: msg.JudgeJob, blobs: Any) -> msg.Judged:
+        judged = real(job, blobs)
+        one = judged.verdict == "open" and len(job.opinions) == 1
+        return replace(judged, verdict="bad") if one else judged
+
+    monkeypatch.setattr(contents, "judge", hasty)
+    assert hunt(seeds=range(120)).broken_rule == Rule.HONEST.name

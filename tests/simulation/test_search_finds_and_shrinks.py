@@ -7,7 +7,7 @@ import pytest
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.outbox import Ready
 from smalltalk_fed.simulation.faults import CoordinatorCrash
-from smalltalk_fed.simulation.invariants import Rule
+from smalltalk_fed.simulation.rules import Rule
 from smalltalk_fed.simulation.search import Case, search
 from smalltalk_fed.simulation.simulate import simulate
 

@@ -23,8 +23,13 @@ def first_copies(state: HardState, leases: Leases) -> list[tuple[UnitKey, Lease]
     return [
         (key, held[0])
         for key, held in leases.by_unit.items()
-        if len(held) <= copies and not handout.pinned(state, key) and key.kind is not UnitKind.AUDIT
+        if key in state.open and len(held) <= copies and may_be_copied(state, key)
     ]
+
+
+def may_be_copied(state: HardState, key: UnitKey) -> bool:
+    """Whether a second node may do it beside the first."""
+    return not handout.pinned(state, key) and key.kind is not UnitKind.AUDIT
 
 
 def copy_due(leases: Leases, lease: Lease) -> float:
@@ -62,7 +67,7 @@ def deadline(state: HardState, leases: Leases, now: float) -> float:
     times = [lease.until for lease in leases.by_node.values()]
     times += [waiting.until for waiting in leases.waiting.values()]
     if leases.waiting:
-        free = free_units(state, leases)
+        free = [key for key in free_units(state, leases) if not handout.pinned(state, key)]
         times += [scheduling.kept_until(state, leases, key) for key in free]
         times += [copy_due(leases, lease) for _, lease in first_copies(state, leases)]
         times.append(leases.frozen_until)

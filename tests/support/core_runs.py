@@ -1,0 +1,305 @@
+"""Four nodes, perhaps one a liar, that work, stall, fail, leave; a coordinator that restarts.
+
+A state machine for Hypothesis, and for walks of any length (`WEIGHTS` says how often what).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import math
+import random
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support import naive_scheduling as naive
+from support.core_world import FakeNode, World, make_manifest
+
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.events import BlobLost, NodeQuarantined, UnitAccepted, UnitRejected
+from smalltalk_fed.core.phases import WORKING, Phase
+from smalltalk_fed.core.retention import needed_blobs
+from smalltalk_fed.core.scheduling import matches
+from smalltalk_fed.core.snapshot import from_json, to_json
+from smalltalk_fed.core.units import UnitKey, UnitKind
+from smalltalk_fed.errors import Forbidden, PeerError
+
+NODES = st.integers(0, 3)
+
+
+INVARIANTS = (
+    "no_unit_is_accepted_twice",
+    "nobody_looks_at_its_own_work_or_twice_at_another_s",
+    "who_is_out_has_nothing_and_waits_for_nothing",
+    "only_liars_are_put_out",
+    "nothing_rests_on_what_is_being_looked_at",
+    "no_more_live_leases_than_allowed_copies",
+    "hard_state_is_the_fold_of_the_journal",
+    "free_units_are_the_open_ones_that_nobody_holds",
+    "nobody_waits_for_what_is_there",
+    "the_deadline_is_no_later_than_a_look_at_everything_says",
+)
+
+
+class Runs(RuleBasedStateMachine):
+    """Four nodes that work, stall, restart, repeat themselves; a coordinator that restarts."""
+
+    @initialize(
+        seed=st.booleans(),
+        collect=st.sampled_from(["final", "never", "every 2 steps"]),
+        rate=st.sampled_from([0.0, 1e-9, 0.5, 1.0]),
+        liar=st.sampled_from(["", "a", "d"]),
+    )
+    def begin(self, seed: bool, collect: str, rate: float, liar: str) -> None:
+        expert = {"init": "seed" if seed else "fresh", "collect": collect, "steps": 50}
+        audit = {"rate": rate, "first_units": 1, "wait_s": 12.0}
+        self.world = World(make_manifest(expert=expert, audit=audit))
+        self.liar = liar if rate else ""
+        self.nodes = [
+            FakeNode(self.world, name, tokens_per_s=10.0**i).enrol().join()
+            for i, name in enumerate("abcd")
+        ]
+
+    @rule(which=NODES, fraction=st.sampled_from([0.01, 0.1, 0.2, 0.9]))
+    def ask(self, which: int, fraction: float) -> None:
+        node = self.nodes[which]
+        node.look()
+        with contextlib.suppress(PeerError):
+            node.beat(fraction) if node.unit else node.poll()
+        order = node.look()
+        if order and node.unit and order.cancel == node.unit.unit_id:
+            node.unit = order.unit
+
+    @rule(which=NODES, units=st.integers(1, 4), truly=st.booleans())
+    def finish(self, which: int, units: int, truly: bool) -> None:
+        """Do a few units on end."""
+        node = self.nodes[which]
+        node.lies = node.name == self.liar and not truly
+        node.says = "it is bad" if node.lies else "what is true"
+        for _ in range(units):
+            with contextlib.suppress(PeerError):
+                if not node.unit and not (node.question and node.look() is None):
+                    node.poll()
+                if node.unit:
+                    node.done()
+                node.look()
+
+    @rule(which=NODES, step=st.integers(1, 49))
+    def collect(self, which: int, step: int) -> None:
+        node = self.nodes[which]
+        node.look()
+        if node.unit and node.unit.unit_id.startswith("train_expert"):
+            with contextlib.suppress(PeerError):
+                node.beat(collected=node.state_at(max(step, node.unit.start_step + 1)))
+            order = node.look()
+            if order and node.unit and order.cancel == node.unit.unit_id:
+                node.unit = order.unit
+
+    @rule()
+    def pause_or_resume(self) -> None:
+        paused = self.world.coordinator.state.phase is Phase.PAUSED
+        with contextlib.suppress(PeerError):
+            self.world.ask(msg.Resume() if paused else msg.Pause())
+
+    @rule(which=st.integers(0, 99))
+    def lose_a_blob(self, which: int) -> None:
+        needed = sorted(needed_blobs(self.world.coordinator.state))
+        if needed:
+            coordinator, now = self.world.coordinator, self.world.now
+            digest = needed[which % len(needed)]
+            self.world._settle(coordinator.blob_damaged(digest, "damaged", now))
+
+    @rule(which=NODES)
+    def fail(self, which: int) -> None:
+        node = self.nodes[which]
+        node.look()
+        if node.unit and len(self.world.coordinator.leases.failures.get(node.unit.key, ())) < 4:
+            failure = msg.Failure(node.unit.unit_id, "bad luck")
+            node.unit = None
+            with contextlib.suppress(PeerError):
+                node.poll(failed=failure)
+
+    @rule(which=NODES)
+    def restart_node(self, which: int) -> None:
+        node = self.nodes[which]
+        node.incarnation += 1
+        node.unit, node.question = None, 0
+        with contextlib.suppress(Forbidden):
+            node.join()
+
+    @rule(which=NODES)
+    def readmit(self, which: int) -> None:
+        self.world.ask(msg.Readmit(self.nodes[which].node_id))
+
+    @rule(which=NODES)
+    def leave(self, which: int) -> None:
+        node = self.nodes[which]
+        node.unit = None
+        with contextlib.suppress(PeerError):
+            self.world.ask(msg.Leave(node.node_id, node.incarnation))
+
+    @rule(seconds=st.sampled_from([0.1, 3.0, 11.0, 25.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.advance(seconds)
+
+    @rule()
+    def restart_coordinator(self) -> None:
+        self.world.restart()
+        for node in self.nodes:
+            node.question = 0
+            with contextlib.suppress(Forbidden):
+                node.join()
+
+    @invariant()
+    def no_unit_is_accepted_twice(self) -> None:
+        counts: set[str] = set()
+        for event in self.world.journal:
+            if isinstance(event, UnitAccepted):
+                assert event.unit_id not in counts
+                counts.add(event.unit_id)
+            elif isinstance(event, UnitRejected | BlobLost):
+                counts.discard(event.unit_id)
+            elif isinstance(event, NodeQuarantined):
+                counts -= set(event.undone)
+
+    @invariant()
+    def nobody_looks_at_its_own_work_or_twice_at_another_s(self) -> None:
+        state, leases = self.world.coordinator.state, self.world.coordinator.leases
+        for audit in state.audits.values():
+            spoke = [*audit.opinions.values(), *audit.wrong.values()]
+            assert audit.node_id not in spoke
+            assert len(spoke) == len(set(spoke))
+            held = leases.by_unit.get(audit.key, [])
+            assert not {lease.node_id for lease in held} & {audit.node_id, *spoke}
+            assert len(held) <= 1
+
+    @invariant()
+    def who_is_out_has_nothing_and_waits_for_nothing(self) -> None:
+        state, leases = self.world.coordinator.state, self.world.coordinator.leases
+        for node in state.nodes.values():
+            if node.quarantined:
+                known = (leases.by_node, leases.waiting, leases.present)
+                assert not [each for each in known if node.node_id in each]
+
+    @invariant()
+    def only_liars_are_put_out(self) -> None:
+        for node in self.world.coordinator.state.nodes.values():
+            assert not node.quarantined or node.name == self.liar
+
+    @invariant()
+    def nothing_rests_on_what_is_being_looked_at(self) -> None:
+        state, jobs = self.world.coordinator.state, self.world.jobs
+        for unit_id in state.unsettled:
+            key = UnitKey.parse(unit_id)
+            assert unit_id in state.finished
+            if key.kind is UnitKind.ROUTER_ROUND:
+                assert state.round <= key.index
+            if key.kind is UnitKind.SHARD:
+                assert state.segments is None
+            assert state.phase in (*WORKING, Phase.PAUSED, Phase.FAILED)
+            assert state.phase is not Phase.EVALUATING
+        assert not jobs or not state.unsettled
+
+    @invariant()
+    def no_more_live_leases_than_allowed_copies(self) -> None:
+        leases = self.world.coordinator.leases
+        for held in leases.by_unit.values():
+            assert 1 <= len(held) <= 2
+            assert all(leases.by_node[lease.node_id] is lease for lease in held)
+
+    @invariant()
+    def hard_state_is_the_fold_of_the_journal(self) -> None:
+        fresh = World(self.world.manifest)
+        for event in self.world.journal:
+            fresh.coordinator.apply(event)
+        state = self.world.coordinator.state
+        assert fresh.coordinator.state == state
+        assert from_json(self.world.manifest, json.loads(json.dumps(to_json(state)))) == state
+
+    @invariant()
+    def free_units_are_the_open_ones_that_nobody_holds(self) -> None:
+        coordinator = self.world.coordinator
+        state = coordinator.state
+        dispatch = coordinator._dispatch
+        free = set(naive.free_units(state, coordinator.leases))
+        assert {*dispatch.free(), *dispatch.free_audits()} == free
+        assert set(state.open) == {k for k in state.phase_units() if not state.is_finished(k)}
+        assert state.joined == sum(n.takes_part for n in state.nodes.values())
+        assert set(state.unsettled) == {a.unit_id for a in state.audits.values() if not a.verdict}
+
+    @invariant()
+    def nobody_waits_for_what_is_there(self) -> None:
+        coordinator, now = self.world.coordinator, self.world.now
+        state, leases = coordinator.state, coordinator.leases
+        if state.phase not in WORKING or now < leases.frozen_until:
+            return
+        free = naive.free_units(state, leases)
+        assert not list(matches(state, leases, free, now))
+        if not free:
+            assert not naive.may_copy(state, leases, now)
+
+    @invariant()
+    def the_deadline_is_no_later_than_a_look_at_everything_says(self) -> None:
+        coordinator, now = self.world.coordinator, self.world.now
+        due = naive.deadline(coordinator.state, coordinator.leases, now)
+        said = coordinator.deadline()
+        assert due == math.inf or (said is not None and said <= due)
+
+    def teardown(self) -> None:
+        """If all nodes come back and lie no more, the run ends."""
+        for node in self.nodes:
+            node.incarnation += 1
+            node.unit, node.question, node.lies, node.says = None, 0, False, "what is true"
+            with contextlib.suppress(Forbidden):
+                node.join()
+        for _ in range(400):
+            if self.world.coordinator.state.phase in (Phase.FINISHED, Phase.FAILED):
+                return
+            if self.world.coordinator.state.phase is Phase.PAUSED:
+                self.world.ask(msg.Resume())
+            for node in self.nodes:
+                node.look()
+                with contextlib.suppress(PeerError):
+                    if node.unit:
+                        node.done()
+                    elif node.question == 0 or node.question in self.world.answers:
+                        node.poll()
+            self.world.advance(1.0)
+        raise AssertionError(f"stuck in {self.world.coordinator.state.phase}")
+
+
+# How often a walk takes which step; the arguments are drawn from the rules' own ranges.
+WEIGHTS = {
+    "ask": 12, "finish": 50, "collect": 5, "pause_or_resume": 2, "lose_a_blob": 3, "fail": 4,
+    "restart_node": 4, "readmit": 2, "leave": 4, "wait": 10, "restart_coordinator": 4,
+}  # fmt: skip
+
+
+def walk(seed: int, steps: int) -> World:
+    """A seeded run of so many steps, checked after each, that is then brought to its end."""
+    rng = random.Random(seed)
+    runs = Runs()
+    runs.begin(
+        seed=rng.random() < 0.3,
+        collect=rng.choice(["final", "never", "every 2 steps"]),
+        rate=rng.choice([0.0, 1e-9, 0.5, 1.0, 1.0]),
+        liar=rng.choice(["", "a", "d"]),
+    )
+    drawn = {
+        "which": lambda: rng.randrange(4),
+        "fraction": lambda: rng.choice([0.01, 0.1, 0.9]),
+        "units": lambda: rng.randint(1, 4),
+        "truly": lambda: rng.random() < 0.5,
+        "step": lambda: rng.randint(1, 49),
+        "seconds": lambda: rng.choice([0.1, 3.0, 11.0, 25.0]),
+    }
+    for _ in range(steps):
+        name = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        rule_of = getattr(runs, name)
+        wanted = inspect.signature(rule_of).parameters
+        rule_of(**{each: drawn[each]() for each in wanted})
+        for invariant_of in INVARIANTS:
+            getattr(runs, invariant_of)()
+    runs.teardown()
+    return runs.world
