@@ -58,7 +58,7 @@ class Addresses:
 
         Raises:
             FileNotFoundError: it is not there.
-            OSError, ValueError, TypeError, UserError: it can't be read.
+            OSError, ValueError, TypeError, LookupError, UserError: it can't be read.
         """
         fields = json.loads(path.read_text(encoding="utf-8"))
         runs, enrolments = fields["run"], fields["enrolment"]
