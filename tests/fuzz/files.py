@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from fuzz import blobs
@@ -95,7 +96,7 @@ def decoders() -> list[Decoder]:
         Decoder("tokenizer.json", _tokenizer, user, (json.dumps(TOKENIZER).encode(),), json=True),
         Decoder("text lines", _lines, user, (b'{"text": "one"}\n{"text": "two", "x": 1}\n',)),
         Decoder("node.json", _identity, user, (_node_json(),), json=True),
-        Decoder("addresses.json", _addresses, user, (_addresses_json(),), json=True),
+        Decoder("addresses.json", _addresses, user, (_addresses_json(), TWO_PAIRS), json=True),
         Decoder("manifest.json", _run_folder, user, (make_manifest().to_bytes(),), json=True),
         Decoder("private key", _private_key, user, (blobs.private_key(),)),
         Decoder("journal event", _event, world, _events()),
@@ -217,6 +218,7 @@ def _lines(data: bytes) -> object:
 
 def _node_json() -> bytes:
     identity = Identity("n-1", "box", "127.0.0.1:4100", "127.0.0.1:4101", "run-1", "ab" * 32, "/c")
+    identity = replace(identity, run_addresses=("a:1", "[::1]:2"), enrolment_addresses=("b:3",))
     return json.dumps(vars(identity)).encode()
 
 
@@ -232,6 +234,9 @@ def _run_files(path: Path) -> None:
     path.mkdir(mode=0o700)
     (path / "manifest.json").write_bytes(make_manifest().to_bytes())
     (path / "addresses.json").write_bytes(_addresses_json())
+
+
+TWO_PAIRS = b'{"run": ["a:1", "[::1]:1"], "enrolment": ["a:2", "[::1]:2"]}'
 
 
 def _addresses_json() -> bytes:

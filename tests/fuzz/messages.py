@@ -169,7 +169,9 @@ def _requests() -> list[tuple[type[Message], Read, list[Message]]]:
 
 def _replies() -> list[tuple[type[Message], Read, list[Message]]]:
     manifest = make_manifest().to_bytes()
-    welcome = convert.Welcome(msg.Joined("n-1", "welcome"), manifest, b"s" * 64, b"k" * 32)
+    welcome = convert.Welcome(
+        msg.Joined("n-1", "welcome"), manifest, b"s" * 64, b"k" * 32, ("a:1",), ("b:2",)
+    )
     inputs = (blob("share", "1"), BlobRef("parameters", "b" * 64, 9))
     unit = Unit(UnitKey(UnitKind.ROUTER_ROUND, 0, 2), inputs, 0, (1.0, 2.0))
     orders = [
