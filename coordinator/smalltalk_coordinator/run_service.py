@@ -136,7 +136,8 @@ class RunService(pb_grpc.RunServicer):
                 self._ledger.message(node_id, kind, "up", part.ByteSize())
                 return pb.BlobStateReply(received=size, complete=True)
             digest = announced.ref.digest
-            self._host.loose.admit(node_id, digest, size, self._host.clock.now())
+            make_room = self._host.loose.admit(node_id, digest, size, self._host.clock.now())
+            await asyncio.to_thread(make_room)
             limit = size_limit(self._host.manifest, name)
             upload = blobs.upload(digest, size, limit)
             try:
