@@ -53,6 +53,7 @@ class Model:
         tokens = manifest.config.sequence.prefix - 1
         self._uniform = tokens * float(np.log(manifest.vocabulary))
         self._noise = lru_cache(maxsize=256)(self._draw_noise)
+        self._chunk = lru_cache(maxsize=16)(self._draw_chunk)
 
     # ------------------------------------------------------------------------------- scores
 
@@ -186,7 +187,7 @@ class Model:
         first[: len(state)] = state
         return save(tensors, metadata={"format": "pt"})
 
-    def _chunk(self, number: int) -> np.ndarray:
+    def _draw_chunk(self, number: int) -> np.ndarray:
         chunk = self.manifest.config.router.chunk_sequences
         return chunk_ids(self._seed, self.manifest.train_sequences, number, chunk)
 
