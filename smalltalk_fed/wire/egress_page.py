@@ -14,7 +14,8 @@ INTRODUCTION = """# What can leave a node
 Made from the code by `make docs`: the rows come from the very messages that a node encodes, and
 a test fails when a message has a field that is not in here. This is all of it; a node sends
 nothing to anybody but the coordinator of its join token, at that token's addresses and those that
-the coordinator has told since, and to that one only what follows. No text, no tokens of text, no gradients, no activations, no optimizer states.
+the coordinator has told since, and to that one only what follows. No text, no tokens of text, no
+gradients, no activations, no optimizer states.
 
 `smalltalk-node --explain-egress --dir DIR` prints the same with the limits of the run that the
 node has joined. `smalltalk-node run --record-egress FILE` writes down every message before it is
