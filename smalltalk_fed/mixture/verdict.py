@@ -41,6 +41,9 @@ SHARE_ERRORS = 4.0
 GREEDY_LOSS = 0.5
 # Standard errors by which an expert's scores may fall as its router's preference rises.
 EXPERT_ERRORS = 4.0
+# By how much worse than guessing uniformly an expert may be, nats a token: one that was hardly
+# trained, or on noise, guesses, and a sample has its own chance.
+GUESSING_MARGIN_NATS = 0.25
 # By how much less than its peers' median an expert may beat its router, nats a token.
 PEER_MARGIN_NATS = 0.5
 PEERS = 3  # with fewer there is no telling who is the odd one
@@ -146,7 +149,7 @@ def expert_finding(
     }
     figures = {f"{name}_lead": float(lead.mean()) / tokens for name, lead in leads.items()}
     figures["loss_nats"] = -float(opinion["whole"].mean(dtype=np.float64)) / tokens
-    if figures["loss_nats"] > math.log(manifest.vocabulary):
+    if figures["loss_nats"] > math.log(manifest.vocabulary) + GUESSING_MARGIN_NATS:
         why = f"the expert's loss on its segment is {figures['loss_nats']:.2f} nats a token"
         return Finding(f"{why}, worse than guessing", figures)
     if "other" in leads:

@@ -85,6 +85,25 @@ def test_a_quarantined_node_is_told_so_and_every_call_is_refused_with_the_reason
         a.join()
 
 
+def test_what_a_quarantined_node_has_in_work_goes_to_others_at_once() -> None:
+    world, nodes = audited("abcd", experts=3)
+    a = nodes[0]
+    a.poll()
+    a.lies = True
+    a.done()
+    assert a.look() and a.unit and a.unit.unit_id == "router_round/1/1"
+    for _ in range(6):
+        turn(nodes[1:])
+        a.beat() if not quarantined(world) else None
+    assert [e.node_id for e in quarantined(world)] == [a.node_id]
+    assert a.node_id not in world.coordinator.leases.by_node
+    assert a.node_id not in world.coordinator.leases.present
+    with pytest.raises(Forbidden):
+        a.beat()
+    drive(world, nodes[1:])
+    assert all_honest(world)
+
+
 def test_a_lying_accuser_is_put_out_and_the_honest_result_stays() -> None:
     world, nodes = audited("abcd")
     turn(nodes)

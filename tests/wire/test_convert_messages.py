@@ -137,6 +137,8 @@ def test_other_requests_of_the_operator_survive() -> None:
     admin = convert_admin
     assert admin.revoke_from_proto(over_the_wire(admin.revoke_to_proto(revoke))) == revoke
     assert admin.pause_from_proto(over_the_wire(admin.pause_to_proto(pause))) == pause
+    readmit = msg.Readmit("n-1")
+    assert admin.readmit_from_proto(over_the_wire(admin.readmit_to_proto(readmit))) == readmit
     sent = over_the_wire(admin.cancel_invite_to_proto(cancel))
     assert admin.cancel_invite_from_proto(sent) == cancel
     assert admin.done_from_proto(over_the_wire(admin.done_to_proto(done))) == done
