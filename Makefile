@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 ARGS ?=
 
-.PHONY: demo test test-all lint protos docs clean
+.PHONY: demo test test-all lint protos docs fuzz audit-deps clean
 
 demo: $(VENV)/.installed
 	$(BIN)/smalltalk demo $(ARGS)
@@ -28,6 +28,17 @@ lint: $(VENV)/.installed-dev
 protos: $(VENV)/.installed-dev
 	$(BIN)/python -m grpc_tools.protoc -I smalltalk_fed/proto/v1=protos \
 	  --python_out=. --pyi_out=. --grpc_python_out=. smalltalk_fed/proto/v1/smalltalk.proto
+
+# Every decoder of foreign bytes for so many minutes each, coverage-guided; one after the other,
+# or ARGS="--at-once 2". A few of them: ARGS="'score block' 'run.toml'".
+MINUTES ?= 10
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run --minutes $(MINUTES) $(ARGS)
+
+# Known vulnerabilities of what constraints.txt pins; says so where no source can be reached.
+audit-deps: $(VENV)/.installed-dev
+	$(BIN)/python .ci/audit_deps.py
 
 # Pages that are made from the code; a test checks that they are current.
 docs: $(VENV)/.installed-dev

@@ -18,6 +18,7 @@ from attacks_lies import Blobs
 from safetensors.numpy import load, save
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.config.model_config import model_config
 from smalltalk_fed.core.units import HELDOUT, Unit, UnitKey, UnitKind
 from smalltalk_fed.host.jobs import capacity
 from smalltalk_fed.mixture.assignment import assign, route
@@ -53,6 +54,7 @@ class Model:
         tokens = manifest.config.sequence.prefix - 1
         self._uniform = tokens * float(np.log(manifest.vocabulary))
         self._noise = lru_cache(maxsize=256)(self._draw_noise)
+        self._chunk = lru_cache(maxsize=16)(self._draw_chunk)
 
     # ------------------------------------------------------------------------------- scores
 
@@ -84,8 +86,11 @@ class Model:
             case UnitKind.SHARD:
                 return {"experts": self._shard(unit.key, inputs)}
             case UnitKind.TRAIN_EXPERT:
+                config = self.manifest.config
+                shape, length = config.expert.model, config.sequence.length
+                table = model_config(shape, self.manifest.vocabulary, length)
                 return {
-                    "config": json.dumps({"model_type": "llama"}).encode(),
+                    "config": json.dumps(table).encode(),
                     "weights": self._trained(decode_ids(inputs["segment"]), unit.key.expert),
                 }
             case UnitKind.AUDIT:
@@ -186,7 +191,7 @@ class Model:
         first[: len(state)] = state
         return save(tensors, metadata={"format": "pt"})
 
-    def _chunk(self, number: int) -> np.ndarray:
+    def _draw_chunk(self, number: int) -> np.ndarray:
         chunk = self.manifest.config.router.chunk_sequences
         return chunk_ids(self._seed, self.manifest.train_sequences, number, chunk)
 

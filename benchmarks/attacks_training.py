@@ -169,7 +169,12 @@ def run(
     async def work() -> Outcome:
         journal = Journal(folder / "journal.sqlite")
         host = Host(
-            manifest, journal, folder / "blobs", SystemClock(), executor=ThreadPoolExecutor(1)
+            manifest,
+            journal,
+            folder / "blobs",
+            SystemClock(),
+            executor=ThreadPoolExecutor(1),
+            audit_secret=b"attacks",
         )
         host.start()
         nodes = []

@@ -8,18 +8,25 @@
     │   ├── Unauthenticated  no valid certificate, token or signature
     │   ├── Forbidden        known, but not allowed to do this
     │   ├── Refused          well formed, but not acceptable now (says why)
-    │   ├── Malformed        bytes or fields that can't be read
-    │   └── TooLarge         over a limit that the manifest implies
+    │   ├── Malformed        bytes or fields that can't be read (BadBlob: a blob's layout)
+    │   ├── TooLarge         over a limit that the manifest implies
+    │   └── SlowDown         too much at a time; the same again later is welcome
     ├── WorldError       disk full, port in use, nobody answers                exit code 4
     │   └── DamagedBlob  bytes on our own disk are not what was stored
     └── OurError         a broken invariant of our own                         exit code 1
 
 Rules: a message is one sentence that says what was wrong, where, and what to do; `hint` is
 the gRPC status name that a carrier answers with, so that no layer below the programs knows
-gRPC. This module raises nothing and formats nothing.
+gRPC. What others wrote stands in a message only as `shown`, or they could write into another's
+terminal or log. This module raises nothing.
 """
 
 from __future__ import annotations
+
+
+def shown(text: str, limit: int = 80) -> str:
+    """What somebody else wrote, as it may stand in a sentence: cut, and printable throughout."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:limit])
 
 
 class SmalltalkError(Exception):
@@ -75,10 +82,27 @@ class Malformed(PeerError):
     hint = "INVALID_ARGUMENT"
 
 
+class BadBlob(Malformed, ValueError):
+    """Bytes that don't follow their layout; also a ValueError, as in all of `mixture`."""
+
+
 class TooLarge(PeerError):
     """Over a limit that the manifest implies; the message names the limit."""
 
     hint = "RESOURCE_EXHAUSTED"
+
+
+class SlowDown(PeerError):
+    """More at a time than one peer may ask for; the message names the limit.
+
+    Who gets it waits `wait_s` seconds and says the same again: nothing else is wrong.
+    """
+
+    hint = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, what: str, wait_s: float = 1.0) -> None:
+        super().__init__(what)
+        self.wait_s = wait_s
 
 
 class WorldError(SmalltalkError):

@@ -8,17 +8,21 @@ one sentence. Anything else is a bug: logged with its traceback, answered INTERN
 from __future__ import annotations
 
 import functools
+import ipaddress
 import logging
+import math
+import urllib.parse
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
-from smalltalk_fed.errors import Forbidden, SmalltalkError, Unauthenticated
+from smalltalk_fed.errors import Forbidden, SlowDown, SmalltalkError, Unauthenticated
 from smalltalk_fed.host.clock import Clock
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire.certificates import certificate_facts
+from smalltalk_fed.wire.limits import CONNECTIONS_MAX, WAIT_KEY
 
 log = logging.getLogger("smalltalk.coordinator")
 
@@ -27,7 +31,7 @@ Handler = Callable[..., Awaitable[Any]]
 
 # Reading a certificate costs as much as the rest of a call. What it says never changes; whether
 # it has ended is asked on every call.
-_facts = functools.lru_cache(maxsize=1024)(certificate_facts)
+_facts = functools.lru_cache(maxsize=2 * CONNECTIONS_MAX)(certificate_facts)
 
 
 def caller(context: grpc.aio.ServicerContext, clock: Clock, role: str = "node") -> str:
@@ -51,6 +55,30 @@ def caller(context: grpc.aio.ServicerContext, clock: Clock, role: str = "node") 
     return facts.node_id
 
 
+def name_of(context: grpc.aio.ServicerContext) -> str:
+    """The common name of the caller's certificate, whatever it is worth by now.
+
+    Raises:
+        Unauthenticated: no certificate.
+    """
+    pem = context.auth_context().get("x509_pem_cert", [b""])[0]
+    if not pem:
+        raise Unauthenticated("this port wants a certificate; join the run with a token first")
+    return _facts(pem).node_id
+
+
+def address_of(context: grpc.aio.ServicerContext) -> str:
+    """The caller's address without its port; of IPv6 the network, which one machine can fill."""
+    kind, _, place = urllib.parse.unquote(context.peer()).partition(":")
+    host = place.rpartition(":")[0].strip("[]")
+    if kind != "ipv6":
+        return host or place
+    try:
+        return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+    except ValueError:
+        return host
+
+
 def served(handler: Handler) -> Handler:
     """Turn our errors into gRPC statuses."""
 
@@ -69,8 +97,13 @@ def served(handler: Handler) -> Handler:
 
 async def abort(context: grpc.aio.ServicerContext, error: SmalltalkError) -> None:
     """End the call with the status that the error hints at."""
+    code, said = grpc.StatusCode[error.hint], str(error)[:1000]
+    if isinstance(error, SlowDown):  # may come many times a second
+        log.debug("refused: %s", error)
+        wait_ms = math.ceil(error.wait_s * 1000)
+        await context.abort(code, said, ((WAIT_KEY, str(wait_ms)),))
     log.info("refused: %s", error)
-    await context.abort(grpc.StatusCode[error.hint], str(error)[:1000])
+    await context.abort(code, said)
 
 
 def counted(ledger: Ledger, node_id: str, kind: str, request: Message, reply: Message) -> None:

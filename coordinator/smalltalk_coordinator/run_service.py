@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from smalltalk_coordinator.calls import abort, caller, counted, served
+from smalltalk_coordinator.gate import Direction, Gate
 from smalltalk_coordinator.uploads import Uploads
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import known
@@ -24,7 +25,7 @@ from smalltalk_fed.host.host import Host
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger, kind_of
-from smalltalk_fed.wire import convert
+from smalltalk_fed.wire import convert, limits
 from smalltalk_fed.wire.signing import SigningKey, sign_manifest, verify_result
 from smalltalk_fed.wire.values import digest_from_proto
 
@@ -32,8 +33,9 @@ from smalltalk_fed.wire.values import digest_from_proto
 class RunService(pb_grpc.RunServicer):
     """Serves the nodes of one run."""
 
-    def __init__(self, host: Host, ledger: Ledger, signing_key: SigningKey) -> None:
-        self._host = host
+    def __init__(self, host: Host, ledger: Ledger, signing_key: SigningKey, gate: Gate) -> None:
+        """`gate`: the budgets of this port's callers; its guard has let every call in."""
+        self._host, self._gate = host, gate
         self._ledger = ledger
         manifest = host.manifest.to_bytes()
         self._manifest = manifest
@@ -64,9 +66,13 @@ class RunService(pb_grpc.RunServicer):
         exchange = convert.exchange_from_proto(node_id, request)
         for result in (exchange.finished, exchange.collected):
             if result is not None:
+                self._gate.charge(node_id, limits.COSTLY_CALL, self._host.clock.now())
                 self._check_signature(exchange, result)
+        counts = self._counts(exchange)
         order = await self._host.ask(exchange)
         assert isinstance(order, msg.Order)
+        if self._counts(exchange) > counts:
+            self._gate.progress(node_id, self._host.clock.now())
         reply = convert.order_to_proto(order)
         self._count(node_id, "exchange", request, reply)
         return reply
@@ -102,7 +108,7 @@ class RunService(pb_grpc.RunServicer):
     ) -> pb.BlobStateReply:
         """Take a blob in; an interrupted upload goes on at its offset."""
         node_id = self._known(context)
-        async with self._uploads.admitted(context.read) as place:
+        async with self._uploads.admitted(node_id, context.read) as place:
             part = await place.read()
             if part is None:
                 raise Malformed("an upload without a first part")
@@ -114,14 +120,17 @@ class RunService(pb_grpc.RunServicer):
             if blobs.has(announced.ref.digest):
                 self._ledger.message(node_id, kind, "up", part.ByteSize())
                 return pb.BlobStateReply(received=size, complete=True)
+            digest = announced.ref.digest
+            self._host.loose.admit(node_id, digest, size, self._host.clock.now())
             limit = size_limit(self._host.manifest, name)
-            upload = blobs.upload(announced.ref.digest, size, limit)
+            upload = blobs.upload(digest, size, limit)
             try:
                 upload.go_on_at(announced.offset)
                 while part is not None:
                     self._ledger.message(node_id, kind, "up", part.ByteSize())
                     await asyncio.to_thread(upload.write, part.data)
-                    part = None  # a quarter of a megabyte, while the next may be long in coming
+                    moved, part = part.ByteSize(), None  # while the next may be long in coming
+                    await place.rest(self._pace_s(node_id, "up", moved))
                     part = await place.read()
             finally:
                 upload.pause()
@@ -136,17 +145,31 @@ class RunService(pb_grpc.RunServicer):
         try:
             node_id = self._known(context)
             digest = digest_from_proto(request.digest)
-            kind = kind_of(request.name[:40])
+            kind = kind_of(request.name)
             self._ledger.message(node_id, kind, "up", request.ByteSize())
             await self._verified(digest)
             for data in self._host.blobs.parts(digest, request.offset):
                 part = pb.BlobPart(data=data)
                 self._ledger.message(node_id, kind, "down", part.ByteSize())
                 yield part
+                await asyncio.sleep(self._pace_s(node_id, "down", part.ByteSize()))
         except SmalltalkError as error:
             await abort(context, error)
 
     # --------------------------------------------------------------------------------- small
+
+    def _counts(self, exchange: msg.Exchange) -> tuple[bool, int]:
+        """Whether the result that a question brings counts, and which step of an expert is safe."""
+        state, done, safe = self._host.coordinator.state, False, 0
+        if exchange.finished is not None:
+            done = state.is_finished(UnitKey.parse(exchange.finished.unit_id))
+        if exchange.collected is not None:
+            kept = state.collected.get(exchange.collected.unit_id)
+            safe = kept[-1].step if kept else 0
+        return done, safe
+
+    def _pace_s(self, node_id: str, direction: Direction, size: int) -> float:
+        return self._gate.pace_s(node_id, direction, size, self._host.clock.now())
 
     def _known(self, context: grpc.aio.ServicerContext) -> str:
         node_id = caller(context, self._host.clock)

@@ -11,12 +11,17 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import grpc
 
 from smalltalk_coordinator.admin_service import AdminService
+from smalltalk_coordinator.calls import address_of, name_of
 from smalltalk_coordinator.enrolment_service import EnrolmentService
+from smalltalk_coordinator.gate import Gate
+from smalltalk_coordinator.guard import Guard
+from smalltalk_coordinator.ports import connection_caps, newcomer_options, node_options
 from smalltalk_coordinator.run_service import RunService
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator
@@ -31,29 +36,12 @@ from smalltalk_fed.host.status import process_cost, run_status
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire.certificates import key_to_pem, make_key
+from smalltalk_fed.wire.limits import NEWCOMERS, RunLimits
 
 log = logging.getLogger("smalltalk.coordinator")
 
 SERVER_CERTIFICATE_DAYS = 90
 LEDGER_FLUSH_S = 5.0
-MESSAGE_BYTES_MAX = 1 << 20
-# Without bandwidth probing and with a small look-ahead, 64 uploads of 8.8 MB at once cost
-# 142 MB instead of 527 MB. One port belongs to one server: no SO_REUSEPORT.
-OPTIONS = (
-    ("grpc.so_reuseport", 0),
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 65536),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # A line that died without a word costs memory, and an upload its place, until it is closed.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # A node that was told to wait for minutes dials again: a handshake costs a millisecond, a
-    # connection that is kept costs 75 kB.
-    ("grpc.max_connection_idle_ms", 60_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-)
 
 
 async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -75,15 +63,22 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
         on_finished=lambda coordinator, blobs: _assemble(folder, coordinator, blobs),
     )
 
+    gates = [
+        Gate(allowed, lambda who, why: log.warning("dropped %s: %s", who, why))
+        for allowed in (RunLimits.of(folder.manifest).nodes, NEWCOMERS)
+    ]
+
     def status() -> dict[str, Any]:
+        now = clock.now()
         return {
-            **run_status(host.coordinator, clock.now()),
+            **run_status(host.coordinator, now),
             "bytes": {**ledger.totals(), "rows": ledger.to_json()},
             "coordinator": process_cost(host.worker_cpu_s),
             "mixture": str(folder.mixture) if folder.mixture.exists() else None,
+            "refused": [asdict(each) for gate in gates for each in gate.report(now)],
         }
 
-    servers = _servers(folder, host, ledger, clock.now(), status)
+    servers = _servers(folder, host, ledger, clock.now(), status, gates)
     stopping = asyncio.Event()
     _on_signals(stopping)
     try:
@@ -111,18 +106,24 @@ def _servers(
     ledger: Ledger,
     now: float,
     status: Callable[[], dict[str, Any]],
+    gates: list[Gate],
 ) -> list[grpc.aio.Server]:
     authority = folder.authority()
     names = {_host(folder.addresses.run), _host(folder.addresses.enrolment)}
     key = make_key()
     certificate = authority.issue_server(key, sorted(names), now, SERVER_CERTIFICATE_DAYS)
     pair = [(key_to_pem(key), certificate)]
-    run = grpc.aio.server(options=OPTIONS)
-    pb_grpc.add_RunServicer_to_server(RunService(host, ledger, folder.signing_key()), run)
+    nodes_max, newcomers_max = connection_caps()
+    guards = [
+        Guard(gate, who, host.clock) for gate, who in zip(gates, (name_of, address_of), strict=True)
+    ]
+    run = grpc.aio.server(options=node_options(nodes_max), interceptors=guards[:1])
+    pb_grpc.add_RunServicer_to_server(RunService(host, ledger, folder.signing_key(), gates[0]), run)
     pb_grpc.add_AdminServicer_to_server(AdminService(host, status), run)
     mutual = grpc.ssl_server_credentials(pair, authority.certificate_pem, require_client_auth=True)
     _bind(run, folder.addresses.run, mutual)
-    enrolment = grpc.aio.server(options=OPTIONS)
+    options = newcomer_options(newcomers_max)
+    enrolment = grpc.aio.server(options=options, interceptors=guards[1:])
     pb_grpc.add_EnrolmentServicer_to_server(EnrolmentService(host, authority), enrolment)
     _bind(enrolment, folder.addresses.enrolment, grpc.ssl_server_credentials(pair))
     return [run, enrolment]

@@ -52,6 +52,8 @@ def render(status: Status) -> RenderableType:
     result = status.get("evaluation")
     if result:
         parts.append(Text(f"held-out perplexity after the prefix: {result['suffix_ppl']:.2f}"))
+    for refused in status.get("refused", ()):
+        parts.append(Text(_refused(refused), style="yellow"))
     if status.get("mixture"):
         parts.append(Text(f"the mixture is in {status['mixture']}"))
     return Group(*parts)
@@ -87,6 +89,14 @@ def _state(node: Status) -> str:
     if node["seen_s_ago"] is None:
         return "away"
     return f"silent for {node['seen_s_ago']:.0f} s"
+
+
+def _refused(refused: Status) -> str:
+    if refused["dropped_for_s"]:
+        return (
+            f"{refused['caller']} called too often; not heard for {refused['dropped_for_s']:.0f} s"
+        )
+    return f"{refused['caller']} calls too often; {refused['refused']} calls refused"
 
 
 def _audits(status: Status) -> str:

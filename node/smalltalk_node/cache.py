@@ -24,11 +24,11 @@ class BlobCache:
     """Files of one folder, one caller at a time."""
 
     def __init__(self, folder: Path, bytes_max: int = CACHE_BYTES_MAX) -> None:
-        self._folder, self._bytes_max = folder, bytes_max
+        self.folder, self._bytes_max = folder, bytes_max
 
     def get(self, ref: BlobRef, fetch: Callable[[BlobRef, Path], object]) -> Path:
         """The blob's file; `fetch(ref, path)` brings it when it is not here."""
-        path = self._folder / ref.digest
+        path = self.folder / ref.digest
         if not self.has(ref):
             fetch(ref, path)
             self._make_room(keep=path)
@@ -38,7 +38,7 @@ class BlobCache:
 
     def has(self, ref: BlobRef) -> bool:
         """Whether the blob is here and undamaged; a damaged one is removed."""
-        path = self._folder / ref.digest
+        path = self.folder / ref.digest
         if not path.exists():
             return False
         if ref_of(ref.name, path) == ref:
@@ -52,7 +52,7 @@ class BlobCache:
         Raises:
             WorldError: the disk refuses.
         """
-        path = self._folder / ref.digest
+        path = self.folder / ref.digest
         part = path.with_name(f"{path.name}.own")
         try:
             if isinstance(source, bytes):
@@ -66,15 +66,30 @@ class BlobCache:
         self._make_room(keep=path)
         return path
 
+    def shed(self, nbytes: int) -> int:
+        """Remove the least recently used until so many bytes are free; returns how many are."""
+        freed = 0
+        for stat, path in self._files():
+            if freed >= nbytes:
+                break
+            path.unlink(missing_ok=True)
+            freed += stat.st_size if stat.st_nlink == 1 else 0
+        return freed
+
     def _make_room(self, keep: Path) -> None:
-        files = [(path.stat(), path) for path in self._folder.iterdir() if path.is_file()]
+        files = self._files()
         total = sum(stat.st_size for stat, _ in files)
-        for stat, path in sorted(files, key=lambda entry: entry[0].st_mtime):
+        for stat, path in files:
             if total <= self._bytes_max:
                 break
             if path != keep:
                 path.unlink(missing_ok=True)
                 total -= stat.st_size
+
+    def _files(self) -> list[tuple[os.stat_result, Path]]:
+        """The least recently used first."""
+        files = [(path.stat(), path) for path in self.folder.iterdir() if path.is_file()]
+        return sorted(files, key=lambda entry: entry[0].st_mtime)
 
 
 def _link_or_copy(source: Path, to: Path) -> None:

@@ -28,6 +28,7 @@ from smalltalk_fed.wire.egress import EgressRow, egress_rows
 from smalltalk_fed.wire.token import decode_token
 from smalltalk_node import machine
 from smalltalk_node.identity import DEFAULT_FOLDER, NodeFolder
+from smalltalk_node.limits import Limits
 from smalltalk_node.machine import WORKER_THREAD
 
 NAME = "smalltalk-node"
@@ -99,17 +100,85 @@ def run(
     threads: Annotated[
         int, typer.Option(min=0, max=1024, help="Threads; 0: as the run says, or torch's choice.")
     ] = 0,
+    hours: Annotated[
+        str | None,
+        typer.Option(help="When to work, by local time: 22-7, or 9:30-12,14-18, or always."),
+    ] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=0, help="Most memory, in GB (10^9 bytes); 0: no limit.")
+    ] = None,
+    gpu_memory_gb: Annotated[
+        float | None, typer.Option(min=0, help="Most memory of a GPU, in GB; 0: no limit.")
+    ] = None,
+    disk_gb: Annotated[
+        float | None,
+        typer.Option(min=0, help="Most disk, for inputs, checkpoints and experts; 0: no limit."),
+    ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, help="Part of the time to compute, such as 0.5; 1: all."),
+    ] = None,
+    up_mbit: Annotated[
+        float | None, typer.Option(min=0, help="Fastest that uploads go, Mbit/s; 0: no limit.")
+    ] = None,
+    model_folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a model that the run may begin its experts from."),
+    ] = None,
+    record_egress: Annotated[
+        Path | None,
+        typer.Option(help="Write down every message that leaves; see `egress`.", dir_okay=False),
+    ] = None,
     log_json: Annotated[bool, typer.Option(help="Log JSON lines.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
-    """Do work until the run ends or Ctrl-C; started again, it goes on."""
+    """Do work until the run ends or Ctrl-C; started again, it goes on.
+
+    Hours, memory, disk, share, speed of uploads and model folder are this machine's limits:
+    remembered, never sent, and a run that needs more is refused.
+    """
+    from smalltalk_node.guard import cap_process_memory
+    from smalltalk_node.hours import Hours, work_by_hours
     from smalltalk_node.program import Options, Program
+    from smalltalk_node.recording import EgressRecorder
 
     logs.set_up(as_json=log_json, verbose=verbose)
     place = NodeFolder.open(folder)
     with place.locked():
-        reason = Program(place, Options(corpus, device, threads)).run()
+        limits = Limits.load(place.path).changed(
+            hours=hours,
+            memory_gb=memory_gb,
+            gpu_memory_gb=gpu_memory_gb,
+            disk_gb=disk_gb,
+            share=share,
+            up_mbit=up_mbit,
+            model_folder=None if model_folder is None else str(model_folder.absolute()),
+        )
+        if limits != Limits.load(place.path):
+            limits.save(place.path)
+        cap_process_memory(limits.memory_gb)
+        recorder = EgressRecorder(record_egress) if record_egress else None
+        options = Options(corpus, device, threads, limits, recorder)
+        reason = work_by_hours(Hours.parse(limits.hours), lambda: Program(place, options))
     typer.echo(reason)
+
+
+@app.command(epilog=EXIT_CODES)
+def egress(
+    record: Annotated[Path, typer.Argument(metavar="FILE", help="From `run --record-egress`.")],
+    folder: Dir = None,
+    find: Annotated[
+        str | None, typer.Option(help="Also look for this text in all that left.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold what has left this machine against what --explain-egress declares.
+
+    Ends with exit code 1 if anything else has left, or the text is found.
+    """
+    from smalltalk_node.egress import report
+
+    report(record, _manifest(folder), find, as_json=as_json)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -135,9 +204,7 @@ def doctor(folder: Dir = None, corpus: Corpus = None, as_json: AsJson = False) -
 
 def _explain_egress(folder: Path | None, as_json: bool) -> None:
     """Print what can leave; with this run's sizes if this node has joined one."""
-    stored = (folder or DEFAULT_FOLDER).expanduser() / "manifest.json"
-    manifest = RunManifest.from_bytes(stored.read_bytes()) if stored.exists() else None
-    rows = egress_rows(manifest)
+    rows = egress_rows(_manifest(folder))
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=1))
         return
@@ -146,8 +213,15 @@ def _explain_egress(folder: Path | None, as_json: bool) -> None:
         console.print(table)
     console.print(
         "Nothing else can leave: no text, no gradients, no activations, no optimizer states. "
-        "What did leave is in metrics.jsonl and node-status.json of the node's folder."
+        "What did leave is counted in metrics.jsonl and node-status.json of the node's folder; "
+        "`run --record-egress FILE` keeps all of it, and `egress FILE` holds it against this list."
     )
+
+
+def _manifest(folder: Path | None) -> RunManifest | None:
+    """The manifest of the run that this node has joined, if it has."""
+    stored = (folder or DEFAULT_FOLDER).expanduser() / "manifest.json"
+    return RunManifest.from_bytes(stored.read_bytes()) if stored.exists() else None
 
 
 def _egress_tables(rows: list[EgressRow]) -> list[Table]:

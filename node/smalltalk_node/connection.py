@@ -2,9 +2,10 @@
 
 Rules: TLS trusts the run's authority alone and expects the fixed server name, whatever
 address is dialled; a node without certificate can only use `Enrolment`. A status is turned
-back into the error that it was made of; no answer is a `WorldError`, unless the enrolment
-port says that our certificate is the reason, since a refused handshake can't. Every message
-is counted in the ledger with its frame. Blobs are `transfer`'s part.
+back into the error that it was made of (`SlowDown` by the wait that comes with it); no answer
+is a `WorldError`, unless the enrolment port says that our certificate is the reason, since a
+refused handshake can't. Every message is counted in the ledger with its frame. Blobs are
+`transfer`'s part.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ from smalltalk_fed.wire.certificates import (
     to_der,
     to_pem,
 )
+from smalltalk_fed.wire.limits import WAIT_KEY
+from smalltalk_fed.wire.values import cut
 from smalltalk_node.identity import Identity, NodeFolder
+from smalltalk_node.outgoing import Outgoing
 
 CALL_TIMEOUT_S = 30.0
 EXPLAIN_TIMEOUT_S = 5.0
 EXPLAIN_EVERY_S = 20.0
+DETAILS_CHARS_MAX = 2000
+WAIT_MAX_S = 600.0  # whatever a coordinator says
 MESSAGE_BYTES_MAX = 2 << 20
 OPTIONS = (
     ("grpc.ssl_target_name_override", SERVER_NAME),
@@ -76,7 +82,7 @@ class NoAnswer(WorldError):
 
 def error_of(error: grpc.RpcError, address: str) -> SmalltalkError:
     """The error of ours that a failed call stands for."""
-    code, details = error.code(), error.details() or ""
+    code, details = error.code(), errors.shown(error.details() or "", DETAILS_CHARS_MAX)
     if code in _NO_ANSWER:
         # Our side found the handshake wrong; an alert would be the other side's verdict on us.
         if "SSL_ERROR_SSL" in details and "ALERT" not in details:
@@ -86,10 +92,20 @@ def error_of(error: grpc.RpcError, address: str) -> SmalltalkError:
                 "clock); check the address and the clock, and ask the organiser."
             )
         return NoAnswer(f"no coordinator answers at {address} ({_short(details) or code.name}).")
+    if (wait_s := _wait_s(error)) is not None:
+        return errors.SlowDown(details, wait_s)
     kind = _BY_HINT.get(code.name)
     if kind is None:
         return WorldError(f"the coordinator at {address} failed ({code.name}: {_short(details)}).")
     return kind(details or f"refused by the coordinator at {address} without a reason")
+
+
+def _wait_s(error: grpc.RpcError) -> float | None:
+    """When to ask again, if that is all that was wrong."""
+    for key, value in error.trailing_metadata() or ():
+        if key == WAIT_KEY and str(value).isdecimal():
+            return min(int(value) / 1000, WAIT_MAX_S)
+    return None
 
 
 def _short(details: str) -> str:
@@ -101,12 +117,12 @@ def _short(details: str) -> str:
 class Newcomer:
     """The enrolment port: server TLS only. Use as a context manager."""
 
-    def __init__(self, address: str, authority: bytes) -> None:
+    def __init__(self, address: str, authority: bytes, outgoing: Outgoing | None = None) -> None:
         """`authority` is the run's CA certificate, DER or PEM."""
         self._address = address
         credentials = grpc.ssl_channel_credentials(root_certificates=to_pem(authority))
         self._channel = grpc.secure_channel(address, credentials, options=OPTIONS)
-        self._stub = pb_grpc.EnrolmentStub(self._channel)
+        self._stub = pb_grpc.EnrolmentStub((outgoing or Outgoing()).through(self._channel))
 
     def __enter__(self) -> Newcomer:
         return self
@@ -146,8 +162,15 @@ class Newcomer:
 class Connection:
     """The run's port, mutual TLS. Any thread may call."""
 
-    def __init__(self, folder: NodeFolder, identity: Identity, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        folder: NodeFolder,
+        identity: Identity,
+        ledger: Ledger,
+        outgoing: Outgoing | None = None,
+    ) -> None:
         self._folder, self._identity, self.ledger = folder, identity, ledger
+        self._outgoing = outgoing or Outgoing()
         self._explained_at = float("-inf")
         self._lock = threading.Lock()
         self._pending: set[grpc.Future] = set()
@@ -162,7 +185,7 @@ class Connection:
         )
         address = self._identity.run_address
         self._channel = grpc.secure_channel(address, credentials, options=OPTIONS)
-        self.stub = pb_grpc.RunStub(self._channel)
+        self.stub = pb_grpc.RunStub(self._outgoing.through(self._channel))
 
     @property
     def node_id(self) -> str:
@@ -172,7 +195,7 @@ class Connection:
     def renew_certificate(self) -> None:
         """Get a new certificate for the same key, and use it from now on."""
         request = make_request(self._folder.key(), self._identity.name)
-        with Newcomer(self._identity.enrolment_address, self._folder.authority) as newcomer:
+        with self._enrolment_port() as newcomer:
             self._folder.keep_certificate(newcomer.renew(self._folder.certificate, request))
         old = self._channel
         self._dial()
@@ -217,7 +240,10 @@ class Connection:
         """
         self.ledger.message(self.node_id, kind, "up", request.ByteSize())
         # A future, so that Ctrl-C can end a long poll: a blocking call can't be cancelled.
-        pending = method.future(request, timeout=timeout_s)
+        try:
+            pending = method.future(request, timeout=timeout_s)
+        except grpc.RpcError as error:  # it could not be turned into bytes, or not be recorded
+            raise self.explained(error) from None
         with self._lock:
             self._pending.add(pending)
         try:
@@ -243,19 +269,25 @@ class Connection:
         address = self._identity.run_address
         if isinstance(error, grpc.FutureCancelledError):
             return NoAnswer("the call was cancelled.")
+        if self._outgoing.problem is not None:
+            return self._outgoing.problem
         found = error_of(error, address)
         now = time.monotonic()
         silent = error.code() is grpc.StatusCode.UNAVAILABLE and isinstance(found, NoAnswer)
         if silent and now - self._explained_at >= EXPLAIN_EVERY_S:
             self._explained_at = now
             try:
-                with Newcomer(self._identity.enrolment_address, self._folder.authority) as port:
+                with self._enrolment_port() as port:
                     reply = port.explain(self._folder.certificate)
             except (PeerError, WorldError):
                 return found
             if not reply.welcome:
-                return Unauthenticated(str(reply.reason)[:500])
+                return Unauthenticated(cut(str(reply.reason)))
         return found
+
+    def _enrolment_port(self) -> Newcomer:
+        address, authority = self._identity.enrolment_address, self._folder.authority
+        return Newcomer(address, authority, self._outgoing)
 
     def close(self) -> None:
         """Hang up."""

@@ -22,9 +22,11 @@ from smalltalk_fed.errors import DataError, SmalltalkError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire.certificates import certificate_facts
+from smalltalk_fed.wire.values import cut
 from smalltalk_node import machine
 from smalltalk_node.connection import Connection, Newcomer
 from smalltalk_node.identity import Identity, NodeFolder
+from smalltalk_node.limits import Limits, refuse
 
 CLOCK_WARN_S = 60.0
 CERTIFICATE_WARN_S = 5 * 86400.0
@@ -65,6 +67,7 @@ def _machine_findings(folder: NodeFolder) -> Iterator[Finding]:
     yield Finding("program", "ok", f"smalltalk-fed {__version__}, Python "
                   f"{platform.python_version()}, {platform.platform(terse=True)}")  # fmt: skip
     yield _torch()
+    yield _guarded("limits", lambda: Finding("limits", "ok", _limits(folder)))
     memory = f"{found.memory_bytes / 2**30:.1f} GiB of memory, {found.threads} threads"
     yield Finding("machine", "ok", memory)
     free = shutil.disk_usage(folder.path).free
@@ -73,6 +76,15 @@ def _machine_findings(folder: NodeFolder) -> Iterator[Finding]:
         "ok" if free > DISK_WARN_BYTES else "warn",
         f"{free / 2**30:.1f} GiB free at {folder.path}",
     )
+
+
+def _limits(folder: NodeFolder) -> str:
+    limits = Limits.load(folder.path)
+    stored = folder.file("manifest.json")
+    if stored.exists():
+        on_gpu = machine.likely_device() == "cuda"
+        refuse(RunManifest.from_bytes(stored.read_bytes()), limits, on_gpu=on_gpu)
+    return f"this machine's own: {limits.describe()}"
 
 
 def _torch() -> Finding:
@@ -125,7 +137,7 @@ def _enrolment_port(folder: NodeFolder, identity: Identity) -> Iterator[Finding]
     if reply.welcome:
         yield Finding("enrolment port", "ok", f"{address} answers and knows this node")
     else:
-        text = f"{address} answers, but: {reply.reason}"
+        text = f"{address} answers, but: {cut(reply.reason)}"
         yield Finding("enrolment port", "fail", text, exit_code=3)
     off_s = (before + after) / 2 - reply.now
     text = f"{abs(off_s):.1f} s {'ahead of' if off_s > 0 else 'behind'} the coordinator's"

@@ -16,6 +16,7 @@ from smalltalk_fed.core.units import BlobRef, Unit, UnitKey, UnitKind
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Malformed
 from smalltalk_node.identity import NodeFolder
+from smalltalk_node.limits import Limits
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -31,13 +32,20 @@ class Workplace:
     folder: Path  # of checkpoints
     experts: Path  # of finished experts
     device: str  # as given: auto, cpu, cuda, ...
+    limits: Limits = Limits()
 
     @classmethod
     def inside(
-        cls, folder: NodeFolder, manifest: RunManifest, corpus: TokenCorpus, device: str
+        cls,
+        folder: NodeFolder,
+        manifest: RunManifest,
+        corpus: TokenCorpus,
+        device: str,
+        limits: Limits = Limits(),
     ) -> Workplace:
         """The places of a node's folder, made if they are not there."""
-        return cls(manifest, corpus, folder.place("work"), folder.place("experts"), device)
+        work, experts = folder.place("work"), folder.place("experts")
+        return cls(manifest, corpus, work, experts, device, limits)
 
 
 def unit_folder(place: Workplace, unit: Unit) -> Path:

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.errors import UserError
 from smalltalk_fed.wire import certificates
 from smalltalk_fed.wire.secret_files import private_folder, read_secret, write_secret
@@ -29,6 +30,7 @@ from smalltalk_fed.wire.signing import SigningKey
 
 DEFAULT_FOLDER = Path("~/.smalltalk/node")
 NODE_FILE = "node.json"
+INCARNATION_MAX = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,11 @@ class NodeFolder:
                 "from the run's organiser."
             )
         try:
-            return Identity(**json.loads(read_secret(path, "who this node is")))
-        except (ValueError, TypeError):
+            identity = Identity(**json.loads(read_secret(path, "who this node is")))
+            if odd := wrong_field(identity):
+                raise ValueError(odd)
+            return identity
+        except (RecursionError, ValueError, TypeError):
             raise UserError(f"{path} is damaged; join again in a new folder.") from None
 
     def keep_identity(self, identity: Identity) -> None:
@@ -121,7 +126,12 @@ class NodeFolder:
         that comes out of a backup does not repeat numbers.
         """
         path = self.path / "incarnation"
-        last = int(path.read_bytes()) if path.exists() else 0
+        try:
+            last = int(path.read_bytes()[:20]) if path.exists() else 0
+            if not 0 <= last < INCARNATION_MAX:
+                raise ValueError
+        except ValueError:
+            raise UserError(f"{path} is damaged; join again in a new folder.") from None
         incarnation = max(last + 1, int(now))
         write_secret(path, str(incarnation).encode())
         return incarnation

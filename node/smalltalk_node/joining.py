@@ -15,7 +15,14 @@ from pathlib import Path
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.messages import Join
 from smalltalk_fed.data.corpus import TokenCorpus
-from smalltalk_fed.errors import DataError, Unauthenticated, UserError, WorldError
+from smalltalk_fed.errors import (
+    DataError,
+    Malformed,
+    SlowDown,
+    Unauthenticated,
+    UserError,
+    WorldError,
+)
 from smalltalk_fed.wire.certificates import certificate_facts, make_request
 from smalltalk_fed.wire.convert import Welcome
 from smalltalk_fed.wire.signing import verify_manifest
@@ -84,9 +91,9 @@ def corpus_bytes(corpus: TokenCorpus) -> int:
 
 
 def join_patiently(
-    connection: Connection, join: Join, wait: Callable[[WorldError, float], None]
+    connection: Connection, join: Join, wait: Callable[[WorldError | SlowDown, float], None]
 ) -> Welcome:
-    """Present this process; while nobody answers, `wait(error, seconds)` and try again.
+    """Present this process; while nobody has time, `wait(error, seconds)` and try again.
 
     Raises:
         PeerError: refused, with the reason.
@@ -95,8 +102,9 @@ def join_patiently(
     while True:
         try:
             return connection.join(join)
-        except WorldError as error:
-            wait(error, longest_s * (0.5 + 0.5 * random.random()))
+        except (WorldError, SlowDown) as error:
+            asked_s = error.wait_s if isinstance(error, SlowDown) else 0.0
+            wait(error, asked_s + longest_s * (0.5 + 0.5 * random.random()))
             longest_s = min(2 * longest_s, JOIN_LAST_S)
 
 
@@ -105,7 +113,7 @@ def checked_manifest(welcome: Welcome, identity: Identity, corpus: TokenCorpus) 
 
     Raises:
         Unauthenticated: it is not signed, or by another coordinator than the first time.
-        Malformed: it can't be read.
+        Malformed: it can't be read, or contradicts the corpus that it names.
         DataError: the corpus at hand is not the run's.
     """
     verify_manifest(welcome.coordinator_key, welcome.manifest, welcome.manifest_signature)
@@ -125,6 +133,9 @@ def checked_manifest(welcome: Welcome, identity: Identity, corpus: TokenCorpus) 
             f"the corpus in {corpus.folder} has another tokenizer than the run; prepare it with "
             "the run's tokenizer, or copy the run's corpus."
         )
+    said = manifest.train_sequences, manifest.heldout_sequences, manifest.config.sequence.length
+    if said != (len(corpus.train), len(corpus.heldout), ours.sequence_tokens):
+        raise Malformed("the run's manifest contradicts the corpus that it names")
     return manifest
 
 
@@ -149,7 +160,7 @@ class Renewal:
         try:
             self._connection.renew_certificate()
             log.info("the certificate was renewed")
-        except WorldError as error:
+        except (WorldError, SlowDown) as error:
             log.warning("the certificate could not be renewed yet: %s", error)
 
 

@@ -1,9 +1,9 @@
 """Fetching and uploading as long as they are wanted: the network's silence is waited out.
 
-Rules: the work is worth more than the wait, so nobody's answer ends nothing; waits double up
-to a minute, jittered. An event ends it at once, between two parts of a transfer too. An
-upload that is refused is begun anew a few times, since a copy of the unit may be uploading
-the same bytes.
+Rules: the work is worth more than the wait, so neither nobody's answer nor one that asks for
+patience ends anything; waits double up to a minute, jittered, after what was asked for. An
+event ends it at once, between two parts of a transfer too. An upload that is refused is begun
+anew a few times, since a copy of the unit may be uploading the same bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from smalltalk_fed.core.units import BlobRef
-from smalltalk_fed.errors import Malformed, OurError, Refused
+from smalltalk_fed.errors import Malformed, OurError, Refused, SlowDown
 from smalltalk_node.connection import Connection, NoAnswer
 from smalltalk_node.transfer import put_blob
 
@@ -33,9 +33,9 @@ class Dropped(Exception):
 
 
 def patiently(stop: threading.Event, act: Callable[[], T]) -> T:
-    """Do `act`, again and again while nobody answers.
+    """Do `act`, again and again while nobody answers, or while it comes too often.
 
-    Raises Dropped when `stop` is set, and what `act` raises but NoAnswer.
+    Raises Dropped when `stop` is set, and what `act` raises but NoAnswer and SlowDown.
     """
     wait_s = RETRY_FIRST_S
     while True:
@@ -43,9 +43,10 @@ def patiently(stop: threading.Event, act: Callable[[], T]) -> T:
             if stop.is_set():
                 raise Dropped
             return act()
-        except NoAnswer as error:
+        except (NoAnswer, SlowDown) as error:
             log.debug("%s trying again in %.0f s", error, wait_s)
-            stop.wait(wait_s * (0.5 + 0.5 * random.random()))
+            spread_s = wait_s * (0.5 + 0.5 * random.random())
+            stop.wait(spread_s + (error.wait_s if isinstance(error, SlowDown) else 0.0))
             wait_s = min(2 * wait_s, RETRY_LAST_S)
 
 

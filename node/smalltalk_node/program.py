@@ -14,8 +14,6 @@ import contextlib
 import logging
 import random
 import threading
-from dataclasses import dataclass
-from pathlib import Path
 
 from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS, RunManifest
 from smalltalk_fed.config.run import RunSection
@@ -25,8 +23,10 @@ from smalltalk_fed.errors import (
     Malformed,
     PeerError,
     Refused,
+    SlowDown,
     SmalltalkError,
     TooLarge,
+    UserError,
     WorldError,
 )
 from smalltalk_fed.host.clock import SystemClock
@@ -44,6 +44,8 @@ from smalltalk_node.joining import (
     join_patiently,
     open_corpus,
 )
+from smalltalk_node.limits import refuse
+from smalltalk_node.options import Options
 from smalltalk_node.records import NodeStatus, Records
 from smalltalk_node.signals import stop_on_signals
 from smalltalk_node.worker import Collected, Failed, Finished, Worker
@@ -52,21 +54,11 @@ log = logging.getLogger("smalltalk.node")
 
 STOPPED = "stopped by its operator"
 MANIFEST_FILE = "manifest.json"
-SAY_WAITING_EVERY_S = 60.0
 LOOK_EVERY_S = 0.5
 LEAVE_S = 5.0
 END_S = 5.0
 CHECKPOINT_S = 120.0  # a large expert's takes a while; a second Ctrl-C does not wait
 WORLD_FAILURES_MAX = 3  # units in a row that this machine could not do for its own reasons
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says; `threads` 0: the manifest's, or torch's own choice."""
-
-    corpus: Path | None = None
-    device: str = "auto"
-    threads: int = 0
 
 
 class Program:
@@ -82,7 +74,7 @@ class Program:
         self._incarnation = folder.next_incarnation(self._clock.now())
         self._machine = machine.probe(folder.path, options.device, options.threads)
         self._ledger = Ledger()
-        self._connection = Connection(folder, self._identity, self._ledger)
+        self._connection = Connection(folder, self._identity, self._ledger, options.outgoing())
         self._renewal = Renewal(folder, self._connection)
         status = NodeStatus(self._identity.node_id, self._identity.name)
         status.incarnation = self._incarnation
@@ -90,7 +82,7 @@ class Program:
         self._session = Session(self._identity.node_id, self._incarnation)
         self._rejoined = False
         self._world_failures = 0
-        self._said_at = float("-inf")
+        self._resting = ""  # why it stops for now
 
     # ------------------------------------------------------------------------------ the run
 
@@ -100,15 +92,16 @@ class Program:
         Raises:
             KeyboardInterrupt: stopped by a signal; the coordinator was told.
             PeerError: shut out, with the reason.
-            UserError: the corpus is not the run's.
+            UserError: the corpus is not the run's, or the run exceeds the owner's limits.
             WorldError: this machine can't work, such as for a full disk.
         """
         worker: Worker | None = None
         with stop_on_signals(self.stop):
             try:
                 manifest = self._take_part()
+                device, limits = self._options.compute_device, self._options.limits
                 worker = Worker(
-                    Workplace.inside(self._folder, manifest, self._corpus, self._options.device),
+                    Workplace.inside(self._folder, manifest, self._corpus, device, limits),
                     BlobCache(self._folder.place("cache")),
                     self._connection,
                     self._folder.signing_key(),
@@ -123,8 +116,9 @@ class Program:
                 self._records.end(str(error), self._ledger)
                 raise
             except KeyboardInterrupt:
-                self._leave(worker)
-                self._records.end(STOPPED, self._ledger)
+                reason = self._resting or STOPPED
+                self._leave(worker, reason)
+                self._records.end(reason, self._ledger)
                 raise
             finally:
                 if worker is not None:
@@ -133,10 +127,26 @@ class Program:
 
     def stop(self) -> None:
         """End in good order: `run` raises KeyboardInterrupt. For any thread or signal handler."""
+        self._resting = ""
+        self._end_soon()
+        log.info("stopping; once more stops at once")
+
+    def rest(self, reason: str) -> None:
+        """As `stop`, but for now only; `reason` is told to the coordinator."""
+        if not self._stopping.is_set():
+            self._resting = reason
+            self._end_soon()
+            log.info("%s", reason)
+
+    @property
+    def stopped_by_hours(self) -> bool:
+        """Whether it was told to `rest`, and not to `stop`."""
+        return bool(self._resting)
+
+    def _end_soon(self) -> None:
         self._stopping.set()
         self._woken.set()
         self._connection.interrupt()
-        log.info("stopping; once more stops at once")
 
     def _converse(self, worker: Worker, manifest: RunManifest) -> str:
         run = manifest.config.run
@@ -179,13 +189,14 @@ class Program:
             return Todo()
         except (Malformed, TooLarge) as error:
             return self._refused(question, error)
-        except WorldError as error:
+        except (WorldError, SlowDown) as error:
             self._rejoined = False  # whoever answers next may be a new process
-            wait_s = self._session.lost(self._clock.now(), random.random())
+            asked_s = error.wait_s if isinstance(error, SlowDown) else 0.0
+            wait_s = self._session.lost(self._clock.now(), random.random(), asked_s)
             self._say_waiting(error, wait_s)
             return Todo()
         self._rejoined = False
-        self._said_at = float("-inf")
+        self._records.answered()
         todo = self._session.handle(order, self._clock.now())
         if unit is not None and order.accepted == unit.unit_id:
             worker.settled(unit)
@@ -205,6 +216,11 @@ class Program:
         self._renewal.when_due(self._clock.now())
         welcome = self._join()
         manifest = checked_manifest(welcome, self._identity, self._corpus)
+        try:
+            refuse(manifest, self._options.limits, on_gpu=self._options.on_gpu)
+        except UserError as error:
+            self._leave(None, str(error))
+            raise
         self._folder.file(MANIFEST_FILE).write_bytes(welcome.manifest)
         self._identity = self._folder.remember(
             run_id=manifest.run_id,
@@ -233,7 +249,7 @@ class Program:
             ),
         )
 
-        def wait(error: WorldError, wait_s: float) -> None:
+        def wait(error: WorldError | SlowDown, wait_s: float) -> None:
             self._say_waiting(error, wait_s)
             if self._stopping.wait(wait_s):
                 raise KeyboardInterrupt
@@ -276,22 +292,17 @@ class Program:
         fraction, figures = (progress.fraction, progress.figures) if progress else (0.0, {})
         self._records.show(self._session, fraction, figures, self._ledger)
 
-    def _say_waiting(self, error: WorldError, wait_s: float) -> None:
-        """Say once in a while that nobody answers."""
-        now = self._clock.now()
-        self._records.status.reason = str(error)
-        self._records.write_status()
-        if now - self._said_at >= SAY_WAITING_EVERY_S and not self._stopping.is_set():
-            self._said_at = now
-            log.warning("%s Trying again, first in %.1f s.", error, wait_s)
+    def _say_waiting(self, error: WorldError | SlowDown, wait_s: float) -> None:
+        if not self._stopping.is_set():
+            self._records.waiting(error, wait_s)
 
     # --------------------------------------------------------------------------------- ending
 
-    def _leave(self, worker: Worker | None) -> None:
+    def _leave(self, worker: Worker | None, reason: str) -> None:
         """Hand leases back, if anybody listens; let the unit in work leave its checkpoint."""
         if worker is not None:
             worker.stop(0.0)
-        leave = msg.Leave(self._identity.node_id, self._incarnation, STOPPED)
+        leave = msg.Leave(self._identity.node_id, self._incarnation, reason)
         with contextlib.suppress(SmalltalkError):
             self._connection.leave(leave, LEAVE_S)
         if worker is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import time
@@ -19,9 +20,12 @@ from smalltalk_fed.core.session import Session
 from smalltalk_fed.core.units import UnitKey, UnitKind
 from smalltalk_fed.telemetry.ledger import Ledger
 
+log = logging.getLogger("smalltalk.node")
+
 STATUS_FILE = "node-status.json"
 METRICS_FILE = "metrics.jsonl"
 WRITE_EVERY_S = 0.5
+SAY_WAITING_EVERY_S = 60.0
 
 
 @dataclass
@@ -52,7 +56,7 @@ class Records:
         self.status = status
         self._status_path = folder / STATUS_FILE
         self._metrics_path = folder / METRICS_FILE
-        self._written_at = float("-inf")
+        self._written_at = self._said_at = float("-inf")
         status.router_tokens_per_s = _router_speed(self._status_path)
 
     def write_status(self, *, at_once: bool = False) -> None:
@@ -90,6 +94,19 @@ class Records:
         status.bytes = ledger.totals()
         self.write_status(at_once=before != (status.state, status.unit))
 
+    def waiting(self, error: Exception, wait_s: float) -> None:
+        """Say that nobody answers; in the log only once in a while."""
+        self.status.reason = str(error)
+        self.write_status()
+        moment = time.monotonic()
+        if moment - self._said_at >= SAY_WAITING_EVERY_S:
+            self._said_at = moment
+            log.warning("%s Trying again, first in %.1f s.", error, wait_s)
+
+    def answered(self) -> None:
+        """Somebody answers again."""
+        self._said_at = float("-inf")
+
     def end(self, reason: str, ledger: Ledger) -> None:
         """The last status and the last line of the metrics: what travelled, by kind."""
         status = self.status
@@ -109,6 +126,6 @@ def _router_speed(path: Path) -> float:
     """What an earlier process of this node noted; 0 if there was none."""
     try:
         speed = json.loads(path.read_text()).get("router_tokens_per_s", 0.0)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, RecursionError, ValueError, AttributeError):
         return 0.0
     return float(speed) if isinstance(speed, int | float) and 0 < speed < math.inf else 0.0

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.config.model_config import CONFIG_BYTES_MAX
 from smalltalk_fed.core.units import Unit
 from smalltalk_fed.errors import Malformed, TooLarge
 from smalltalk_fed.mixture.idlists import decode_experts, decode_ids
-
-CONFIG_BYTES_MAX = 1 << 16
 
 
 def input_limit(manifest: RunManifest, name: str) -> int:

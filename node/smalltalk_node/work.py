@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.config.model_config import CONFIG_BYTES_MAX, model_config
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import Refused, TooLarge, WorldError
 from smalltalk_node.folders import (
@@ -28,7 +29,7 @@ from smalltalk_node.folders import (
     metrics_folder,
     unit_folder,
 )
-from smalltalk_node.unit_inputs import CONFIG_BYTES_MAX, UnitInputs
+from smalltalk_node.unit_inputs import UnitInputs
 
 Output = bytes | Path
 OnProgress = Callable[[float, dict[str, float]], None]
@@ -245,8 +246,6 @@ class _Work:
 
 def expert_config(manifest: RunManifest) -> bytes:
     """config.json of this run's experts, the same bytes on every node."""
-    from smalltalk_fed.model.build import model_config
-
     config = manifest.config
     if config.expert.init not in ("fresh", "seed"):
         data = (Path(config.expert.init) / CONFIG_FILE).read_bytes()

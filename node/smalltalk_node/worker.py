@@ -32,6 +32,7 @@ from smalltalk_node.folders import (
     known_file,
     unit_folder,
 )
+from smalltalk_node.guard import Guard
 from smalltalk_node.machine import WORKER_THREAD
 from smalltalk_node.patience import Dropped, patiently, upload
 from smalltalk_node.transfer import get_blob, ref_of
@@ -96,6 +97,7 @@ class Worker:
         wake: Callable[[], None],
     ) -> None:
         self._place, self._cache, self._connection = place, cache, connection
+        self._guard = Guard(place, cache)
         self._signing_key, self._incarnation, self._wake = signing_key, incarnation, wake
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -190,6 +192,7 @@ class Worker:
         unit = task.unit
         check_inputs(self._place.manifest, unit)
         forget_passed(self._place, unit)
+        self._guard.before(unit)
         refs = [ref for ref in unit.inputs if needed(self._place, unit, ref)]
         inputs = {ref.name: self._fetch(task, ref) for ref in refs}
 
@@ -206,11 +209,11 @@ class Worker:
             lambda ref, path, stop: upload(self._connection, ref, unit.unit_id, path, stop),
             lambda state: self._collected(task, state),
         )
+        should_stop = self._guard.watched(task.stop.is_set, task.stop.wait)
         try:
-            done = do_unit(
-                unit, inputs, self._place, on_progress, collector.on_state, task.stop.is_set
-            )
+            done = do_unit(unit, inputs, self._place, on_progress, collector.on_state, should_stop)
         except Stopped:
+            self._guard.after_stop()
             raise Dropped from None
         finally:
             collector.close()

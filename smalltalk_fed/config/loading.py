@@ -14,7 +14,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from smalltalk_fed.config.run import RunConfig
-from smalltalk_fed.errors import ConfigError
+from smalltalk_fed.errors import ConfigError, shown
+
+CONFIG_CHARS_MAX = 1 << 20
+# A number of thousands of digits is a plain ValueError, thousands of brackets a RecursionError.
+_NO_TOML = (ValueError, RecursionError)
 
 
 def load_config(path: Path | None, settings: Iterable[str] = ()) -> RunConfig:
@@ -28,13 +32,16 @@ def load_config(path: Path | None, settings: Iterable[str] = ()) -> RunConfig:
     if path is not None:
         origin = str(path)
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if len(text) > CONFIG_CHARS_MAX:
+                raise ConfigError(f"{path} is too large to be a run's configuration.")
+            table = tomllib.loads(text)
         except FileNotFoundError:
             raise ConfigError(f"{path} does not exist; give the run's configuration.") from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} can't be read ({error}).") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+        except _NO_TOML as error:
+            raise ConfigError(f"{path} is not valid TOML: {shown(str(error), 200)}.") from None
     for setting in settings:
         _apply(table, setting)
     return parse_config(table, origin)
@@ -52,15 +59,18 @@ def _apply(table: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"--set {setting}: write it as section.key=value, such as run.seed=2.")
+        raise ConfigError(
+            f"--set {shown(setting)}: write it as section.key=value, such as run.seed=2."
+        )
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except _NO_TOML:
         value = text.strip()  # a bare word is a string: `--set assignment.method=paper`
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {setting}: '{part}' is a value, not a section.")
+            what = f"'{shown(part)}' is a value, not a section"
+            raise ConfigError(f"--set {shown(setting)}: {what}.")
     table[parts[-1]] = value
 
 
@@ -68,17 +78,17 @@ def _first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     # An unknown key explains most of what else is wrong, so it goes first.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    names = [str(part) for part in problem["loc"]]
-    key = ".".join(names)
+    names = [shown(str(part)) for part in problem["loc"]]
+    key = shown(".".join(names), 200)
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(names[-1], _keys_at(names[:-1]), n=1, cutoff=0.5)
         hint = f"; did you mean '{'.'.join([*names[:-1], near[0]])}'?" if near else ""
         return f"unknown key '{key}'{hint or '; see docs/configuration.md for all keys.'}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = shown(problem["msg"].removeprefix("Value error, "), 300)
     more = f" ({len(problems) - 1} more after this)" if len(problems) > 1 else ""
     if not key:
         return f"{message}.{more}"
-    return f"'{key}': {message} (it is {problem['input']!r}).{more}"
+    return f"'{key}': {message} (it is {shown(repr(problem['input']), 100)}).{more}"
 
 
 def _keys_at(names: list[str]) -> list[str]:

@@ -14,11 +14,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from smalltalk_fed.config.problems import first_problem
 from smalltalk_fed.config.run import RunConfig
 from smalltalk_fed.errors import ConfigError, DataError, Malformed
 
 PROTOCOL_VERSIONS = (1,)
 MAX_HEADER_BYTES = 1 << 20
+MAX_SEQUENCES = 1 << 48
+MAX_VOCABULARY = 1 << 24
 
 Sha256 = str  # 64 lower-case hexadecimal digits
 
@@ -39,7 +42,7 @@ class ShardEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-    sequences: int = Field(ge=1)
+    sequences: int = Field(ge=1, le=MAX_SEQUENCES)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -48,8 +51,8 @@ class SplitManifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shards: tuple[ShardEntry, ...]
-    documents: int = Field(ge=0)
+    shards: tuple[ShardEntry, ...] = Field(fail_fast=True)
+    documents: int = Field(ge=0, le=MAX_SEQUENCES)
 
     @property
     def sequences(self) -> int:
@@ -63,9 +66,9 @@ class CorpusManifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = 1
-    sequence_tokens: int = Field(ge=4)
+    sequence_tokens: int = Field(ge=4, le=1 << 20)
     dtype: Literal["uint16", "uint32"]
-    vocabulary: int = Field(ge=2)
+    vocabulary: int = Field(ge=2, le=MAX_VOCABULARY)
     tokenizer_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     train: SplitManifest
     heldout: SplitManifest
@@ -84,13 +87,13 @@ class RunManifest(BaseModel):
     format_version: Literal[1] = 1
     protocol_version: Literal[1] = 1
     run_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
-    created_unix_s: int = Field(ge=0)
+    created_unix_s: int = Field(ge=0, le=1 << 40)
     config: RunConfig
     corpus_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     tokenizer_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    vocabulary: int = Field(ge=2)
-    train_sequences: int = Field(ge=1)
-    heldout_sequences: int = Field(ge=0)
+    vocabulary: int = Field(ge=2, le=MAX_VOCABULARY)
+    train_sequences: int = Field(ge=1, le=MAX_SEQUENCES)
+    heldout_sequences: int = Field(ge=0, le=MAX_SEQUENCES)
 
     def to_bytes(self) -> bytes:
         """Canonical bytes; what is signed."""
@@ -102,11 +105,8 @@ class RunManifest(BaseModel):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            raise Malformed(
-                f"the run's manifest can't be read: {where}: {problem['msg']}"
-            ) from None
+            where, what = first_problem(error)
+            raise Malformed(f"the run's manifest can't be read: {where}: {what}") from None
 
     @property
     def experts(self) -> int:

@@ -199,7 +199,8 @@ class Coordinator:
         check_exchange(state, self.leases, message)
         # From here on nothing raises.
         self.leases.heard(presence, now)
-        self.leases.unhold(node_id)  # a node that asks again has given up its earlier question
+        if earlier := self.leases.waiting.get(node_id):  # the node has given it up
+            self._dispatch.answer(earlier, "this node asked again")
         heard = self._reports.take(message, now)
         if heard.failed_for_good:
             self._move_if(Trigger.FAIL, heard.failed_for_good, now)

@@ -10,9 +10,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.core.phases import Phase, Trigger
 from smalltalk_fed.core.units import BlobRef
-from smalltalk_fed.errors import WorldError
+from smalltalk_fed.errors import WorldError, shown
 
 
 @dataclass(frozen=True)
@@ -265,9 +266,19 @@ def from_json(kind: str, body: str) -> Event:
         if kind == "PhaseChanged":
             fields["trigger"], fields["phase"] = Trigger(fields["trigger"]), Phase(fields["phase"])
         event: Event = _KINDS[kind](**fields)
-    except (KeyError, TypeError, ValueError) as error:
+        if odd := wrong_field(event):
+            raise ValueError(f"its '{odd}' is not what it must be")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise WorldError(
-            f"the journal has an event '{kind}' that this version can't read ({error}); it was "
-            "written by a newer version or is damaged"
+            f"the journal has an event '{shown(kind)}' that this version can't read "
+            f"({shown(str(error), 200)}); it was written by a newer version or is damaged"
         ) from None
     return event
+
+
+def from_row(kind: bytes, body: bytes) -> Event:
+    """`from_json` of the bytes that a journal's file holds. Raises WorldError."""
+    try:
+        return from_json(kind.decode(), body.decode())
+    except UnicodeDecodeError:
+        raise WorldError("the journal has an event that is no text; it is damaged") from None

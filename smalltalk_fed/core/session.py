@@ -107,8 +107,11 @@ class Session:
         self._next_at = now + (self._heartbeat_s if self._busy else order.wait_s)
         return Todo(drop=drop)
 
-    def lost(self, now: float, jitter: float) -> float:
-        """No answer came: the question is asked again. Returns the seconds until then."""
+    def lost(self, now: float, jitter: float, at_least_s: float = 0.0) -> float:
+        """No answer came: the question is asked again. Returns the seconds until then.
+
+        `at_least_s`: as the coordinator wishes, which was asked too often.
+        """
         self._asking = None
         # Who is at work must be heard of before its lease, or the pause after a coordinator's
         # restart in which nothing is leased anew, is over.
@@ -117,6 +120,7 @@ class Session:
             0.5 + 0.5 * jitter
         )
         self._failed_tries += 1
+        wait_s = max(wait_s, at_least_s)
         self._next_at = now + wait_s
         return wait_s
 

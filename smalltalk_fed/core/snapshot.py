@@ -12,11 +12,12 @@ from typing import Any
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.records import Audit, Invite, Node, PastRound
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import BlobRef
-from smalltalk_fed.errors import WorldError
+from smalltalk_fed.errors import WorldError, shown
 
 FORMAT_VERSION = 2
 
@@ -89,8 +90,11 @@ def from_json(manifest: RunManifest, data: dict[str, Any]) -> HardState:
         for unit_id, audit in state.audits.items():
             if not audit.verdict:
                 state.unsettled[unit_id] = None
-    except (KeyError, TypeError, ValueError) as error:
-        raise WorldError(f"a snapshot of the run's state can't be read ({error})") from None
+        if odd := wrong_field(state):
+            raise ValueError(f"its '{odd}' is not what it must be")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        why = shown(str(error), 200)
+        raise WorldError(f"a snapshot of the run's state can't be read ({why})") from None
     return state
 
 

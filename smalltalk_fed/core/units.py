@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from smalltalk_fed.errors import Malformed
+from smalltalk_fed.errors import Malformed, shown
 
 
 class UnitKind(StrEnum):
@@ -27,6 +27,7 @@ class UnitKind(StrEnum):
 
 HELDOUT = -1  # the `index` of the unit that routes the held-out split
 AUDITED = (UnitKind.ROUTER_ROUND, UnitKind.SHARD, UnitKind.TRAIN_EXPERT)
+COUNT_DIGITS = 18
 
 
 @dataclass(frozen=True, order=True)
@@ -60,28 +61,35 @@ class UnitKey:
         try:
             match parts:
                 case ["router_round", expert, round_]:
-                    key = cls(UnitKind.ROUTER_ROUND, int(expert), int(round_))
+                    key = cls(UnitKind.ROUTER_ROUND, _count(expert), _count(round_))
                 case ["shard", "heldout"]:
                     key = cls(UnitKind.SHARD, index=HELDOUT)
                 case ["shard", index]:
-                    key = cls(UnitKind.SHARD, index=int(index))
+                    key = cls(UnitKind.SHARD, index=_count(index))
                 case ["train_seed"]:
                     key = cls(UnitKind.TRAIN_SEED)
                 case ["train_expert" | "evaluate" as kind, expert]:
-                    key = cls(UnitKind(kind), int(expert))
-                case ["audit", number, *target] if int(number) > 0:
-                    key = audit_key(cls.parse("/".join(target)), int(number))
+                    key = cls(UnitKind(kind), _count(expert))
+                case ["audit", number, *target] if _count(number) > 0:
+                    key = audit_key(cls.parse("/".join(target)), _count(number))
                 case _:
                     raise ValueError
         except ValueError:
-            raise Malformed(f"'{unit_id[:80]}' is not a work unit's id") from None
-        if key.unit_id != unit_id:  # such as leading zeros: one unit, one name
-            raise Malformed(f"'{unit_id[:80]}' is not a work unit's id")
+            raise Malformed(f"'{shown(unit_id)}' is not a work unit's id") from None
+        if key.unit_id != unit_id:  # leading zeros: one unit, one name
+            raise Malformed(f"'{shown(unit_id)}' is not a work unit's id")
         return key
 
 
+def _count(text: str) -> int:
+    """A number as unit ids have them, within 64 bits. Raises ValueError."""
+    if len(text) > COUNT_DIGITS or not (text.isascii() and text.isdigit()):
+        raise ValueError(text[:COUNT_DIGITS])
+    return int(text)
+
+
 def audit_key(target: UnitKey, number: int) -> UnitKey:
-    """The `number`th opinion (1..) on a result of `target`. Raises ValueError: it has none."""
+    """The `number`th opinion (1..) on a result of `target`. ValueError: it is not audited."""
     if target.kind not in AUDITED:
         raise ValueError(f"{target.unit_id} is not audited")
     return UnitKey(UnitKind.AUDIT, target.expert, number, target.unit_id)

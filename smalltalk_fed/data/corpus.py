@@ -12,7 +12,8 @@ Layout of a corpus folder:
 
 Rules: read only; a sequence's id is its position over the shards of its split; opening
 checks names and sizes, and digests only where asked, so that many processes can open a
-corpus at little cost. No torch. Making a corpus is `prepare`'s part.
+corpus at little cost; only plain files inside the folder are read, never through a symbolic
+link. No torch. Making a corpus is `prepare`'s part.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from smalltalk_fed.config.inside import plain
 from smalltalk_fed.config.manifest import CorpusManifest, SplitManifest
-from smalltalk_fed.errors import DataError
+from smalltalk_fed.config.problems import first_problem
+from smalltalk_fed.errors import DataError, shown
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "corpus.json"
@@ -173,7 +176,7 @@ class TokenCorpus:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        tokenizer = folder / TOKENIZER_FOLDER / "tokenizer.json"
+        tokenizer = plain(folder, f"{TOKENIZER_FOLDER}/tokenizer.json")
         if not tokenizer.is_file():
             raise DataError(f"{tokenizer} is missing; prepare the corpus again or copy it whole.")
         if hashlib.sha256(tokenizer.read_bytes()).hexdigest() != manifest.tokenizer_sha256:
@@ -201,7 +204,7 @@ class TokenCorpus:
 
 
 def _read_manifest(folder: Path) -> CorpusManifest:
-    path = folder / MANIFEST_FILE
+    path = plain(folder, MANIFEST_FILE)
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; give a folder that `smalltalk prepare` made.")
     try:
@@ -211,32 +214,33 @@ def _read_manifest(folder: Path) -> CorpusManifest:
             f"{folder} is not a corpus: it has no {MANIFEST_FILE}; make one with "
             "`smalltalk prepare`."
         ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read ({error}); copy the corpus again.") from None
+    except (OSError, RecursionError, ValueError) as error:
+        why = shown(str(error), 200)
+        raise DataError(f"{path} can't be read ({why}); copy the corpus again.") from None
     version = table.get("format_version") if isinstance(table, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path} has format version {version!r}, but this program reads version "
+            f"{path} has format version {shown(repr(version))}, but this program reads version "
             f"{FORMAT_VERSION}; prepare the corpus with the same version of smalltalk-fed."
         )
     try:
         return CorpusManifest.model_validate(table)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
+        where, what = first_problem(error)
         raise DataError(
-            f"{path} is damaged at '{where}' ({problem['msg']}); copy the corpus again."
+            f"{path} is damaged at '{where}' ({what}); copy the corpus again."
         ) from None
 
 
 def _read_label_names(folder: Path) -> list[str] | None:
-    path = folder / LABELS_FILE
+    path = plain(folder, LABELS_FILE)
     if not path.exists():
         return None
     try:
         names = json.loads(path.read_bytes())["names"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} can't be read ({error!r}); prepare the corpus again.") from None
+    except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
+        why = shown(repr(error), 200)
+        raise DataError(f"{path} can't be read ({why}); prepare the corpus again.") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: 'names' is not a list of strings; prepare the corpus again.")
     return names
@@ -248,10 +252,10 @@ def _open_split(
     dtype = TOKEN_DTYPES[manifest.dtype]
     for shard in split.shards:
         expected_bytes = shard.sequences * manifest.sequence_tokens * dtype.itemsize
-        _check_size(folder / shard.file, expected_bytes)
+        _check_size(plain(folder, shard.file), expected_bytes)
     labels_path = None
     if labelled:
-        labels_path = folder / labels_file(name)
+        labels_path = plain(folder, labels_file(name))
         _check_size(labels_path, split.sequences * LABEL_DTYPE.itemsize)
     return TokenSplit(
         [folder / shard.file for shard in split.shards],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from smalltalk_fed.errors import DataError
+from smalltalk_fed.errors import DataError, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,7 @@ class Fields:
         """Raises DataError if one of the fields is not among those that are `there`."""
         for name in self.names:
             if name not in there:
-                raise DataError(
-                    f"{where}: there is no field '{name}'; it has {', '.join(there) or 'none'}."
-                )
+                raise DataError(f"{where}: there is no field '{name}'; it has {_list(there)}.")
 
     def take(self, record: Mapping[str, object], where: str) -> tuple[str, str | None, str | None]:
         """Text, label and split of a record.
@@ -56,6 +54,10 @@ def _name(value: object, field: str, where: str) -> str:
     if isinstance(value, str | int):
         return str(value)
     raise DataError(f"{where}: field '{field}' is {_kind(value)}, not a name or a number.")
+
+
+def _list(names: list[str]) -> str:
+    return shown(", ".join(name[:40] for name in names[:20]), 300) or "none"
 
 
 def _kind(value: object) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from smalltalk_fed.data.fields import Fields
 from smalltalk_fed.data.pieces import Piece, pieces_of
 from smalltalk_fed.data.streams import open_stream
-from smalltalk_fed.errors import DataError
+from smalltalk_fed.errors import DataError, shown
 
 SEPARATOR = b"<|endoftext|>"
 LARGEST_LINE_BYTES = 1 << 30
@@ -127,7 +127,7 @@ def _parse(line: bytes, where: str, offset: int) -> dict[str, object]:
             f"{error.reason}); convert it first."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: it is not valid JSON ({error}).") from None
+        raise DataError(f"{where}: it is not valid JSON ({shown(str(error), 200)}).") from None
     if not isinstance(value, dict):
         raise DataError(f'{where}: it is not a JSON object, such as {{"text": "..."}}.')
     return value

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from smalltalk_fed.config.inside import below
 from smalltalk_fed.data.fields import Fields
 from smalltalk_fed.data.pieces import Piece, pieces_of
-from smalltalk_fed.errors import DataError
+from smalltalk_fed.errors import DataError, shown
 
 DATASET_FILE = "state.json"
 DATASET_DICT_FILE = "dataset_dict.json"
@@ -54,18 +55,22 @@ def dataset_files(folder: Path) -> list[tuple[Path, str | None]]:
         DataError: the folder is incomplete, or of an old kind that pyarrow can't read alone.
     """
     if (folder / DATASET_DICT_FILE).is_file():
-        splits = _json(folder / DATASET_DICT_FILE).get("splits", [])
-        return [(file, split) for split in splits for file, _ in dataset_files(folder / str(split))]
+        splits = _names(folder / DATASET_DICT_FILE, "splits")
+        return [(file, split) for split in splits for file in _split_files(below(folder, split))]
+    return [(file, None) for file in _split_files(folder)]
+
+
+def _split_files(folder: Path) -> list[Path]:
     state = _json(folder / DATASET_FILE)
     if state.get("_indices_data_files"):
         raise DataError(
             f"{folder} is a data set that keeps a selection of its rows in a file of its own; "
             "load it with `datasets`, call flatten_indices() and save it again."
         )
-    files = [folder / str(entry["filename"]) for entry in state.get("_data_files", [])]
-    if not files:
+    names = _names(folder / DATASET_FILE, "_data_files", "filename")
+    if not names:
         raise DataError(f"{folder / DATASET_FILE} names no files; save the data set again.")
-    return [(file, None) for file in files]
+    return [below(folder, name) for name in names]
 
 
 def read_arrow(
@@ -115,8 +120,20 @@ def _rows(
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read ({error}).") from None
+    except (OSError, RecursionError, ValueError) as error:
+        raise DataError(f"{path} can't be read ({shown(str(error), 200)}).") from None
     if not isinstance(value, dict):
         raise DataError(f"{path} is not a JSON object; save the data set again.")
     return value
+
+
+def _names(path: Path, key: str, inner: str | None = None) -> list[str]:
+    """A list of names in a JSON file, or of tables that each have one under `inner`."""
+    listed = _json(path).get(key, [])
+    try:
+        names = [entry[inner] if inner else entry for entry in listed]
+        if all(isinstance(name, str) for name in names):
+            return names
+    except (KeyError, TypeError):
+        pass
+    raise DataError(f"{path}: '{key}' is no list of names; save the data set again.")

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from smalltalk_fed.errors import ConfigError, DataError
+from smalltalk_fed.errors import ConfigError, DataError, shown
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257  # all bytes and the special token
+GAPS_MAX = 1 << 16  # ids that stand for nothing, beyond three times the tokens
 TOKENIZER_FILE = "tokenizer.json"
 
 _CONFIG_FILE = "tokenizer_config.json"
@@ -79,7 +80,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             "save_pretrained wrote with a fast tokenizer."
         ) from None
     except Exception as error:  # the library raises bare Exception for what it can't parse
-        raise DataError(f"{path} is not a tokenizer that can be read ({error}).") from None
+        why = shown(str(error), 200)
+        raise DataError(f"{path} is not a tokenizer that can be read ({why}).") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
@@ -129,8 +131,19 @@ def end_of_text_id(folder: Path, tokenizer: Tokenizer) -> int | None:
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
-    """One more than the largest id: what an embedding needs, also where ids have gaps."""
-    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    """One more than the largest id: what an embedding needs, also where ids have gaps.
+
+    Raises:
+        DataError: there are no tokens, or an id is far beyond their number.
+    """
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    size = max(ids, default=-1) + 1
+    if not 0 < size <= 4 * len(ids) + GAPS_MAX:
+        raise DataError(
+            f"the tokenizer has {len(ids)} tokens with ids up to {size - 1}; a model of that size "
+            "would be mostly empty, so use another tokenizer."
+        )
+    return size
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
@@ -191,6 +204,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read ({error}).") from None
+    except (OSError, RecursionError, ValueError) as error:
+        raise DataError(f"{path} can't be read ({shown(str(error), 200)}).") from None
     return value if isinstance(value, dict) else {}

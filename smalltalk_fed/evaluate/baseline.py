@@ -18,10 +18,10 @@ from typing import Any
 from safetensors import safe_open
 
 from smalltalk_fed.config.manifest import make_manifest
+from smalltalk_fed.config.model_config import model_config
 from smalltalk_fed.config.run import RunConfig
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import UserError, WorldError
-from smalltalk_fed.model.build import model_config
 from smalltalk_fed.train.experts import WEIGHTS_FILE, dense_baseline
 from smalltalk_fed.train.group import train_in_group
 from smalltalk_fed.train.inputs import TrainInputs

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from smalltalk_fed.config.manifest import sha256
 from smalltalk_fed.data.tokenizer import load_tokenizer
-from smalltalk_fed.errors import DataError, Malformed
+from smalltalk_fed.errors import DataError, PeerError
 from smalltalk_fed.evaluate.heldout import Rows, heldout_of_tokens
 from smalltalk_fed.mixture.assignment import route
 from smalltalk_fed.mixture.package import (
@@ -33,6 +33,7 @@ from smalltalk_fed.mixture.package import (
 from smalltalk_fed.model.build import build_model, load_model
 from smalltalk_fed.model.state import state_from_file
 from smalltalk_fed.train.scoring import score
+from smalltalk_fed.wire.tensors import check_weights, expected_llama_tensors
 
 SCORE_BATCH = 64
 FEWEST_TOKENS = 2  # one token has no likelihood of its own
@@ -229,12 +230,13 @@ class Mixture:
 
 
 def _router(folder: Path, manifest: MixtureManifest, file: str) -> nn.Module:
-    model = build_model(
-        manifest.router_shape, manifest.vocabulary, manifest.sequence_tokens, seed_key=b""
-    )
+    shape, vocabulary = manifest.router_shape, manifest.vocabulary
     try:
+        # Looked at first, so that no model is built of a size that somebody only claims.
+        check_weights(folder / file, expected_llama_tensors(shape, vocabulary))
+        model = build_model(shape, vocabulary, manifest.sequence_tokens, seed_key=b"")
         state_from_file(model, folder / file)
-    except Malformed as error:
+    except PeerError as error:
         raise MixtureError(f"{folder} can't be used: {error}.") from None
     return model.eval()
 

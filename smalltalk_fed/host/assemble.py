@@ -6,18 +6,18 @@ their nodes are listed, without weights. Blobs are linked where the file system 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from smalltalk_fed import __version__
+from smalltalk_fed.config.model_config import read_model_config
 from smalltalk_fed.core.handout import final_routers
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import UnitKey, UnitKind
-from smalltalk_fed.errors import Malformed, WorldError
+from smalltalk_fed.errors import WorldError
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.durable import sync, sync_tree
 from smalltalk_fed.host.folder import RunFolder
@@ -85,7 +85,8 @@ def _expert(source: _Source, making: Path, index: int) -> ExpertEntry:
         target = making / name
         target.mkdir()
         config = source.blobs.need(outputs["config"])
-        (target / "config.json").write_bytes(_checked_config(config, index))
+        read_model_config(config)  # an old run's may not have been looked at when it came
+        (target / "config.json").write_bytes(config)
         _place(source.blobs, outputs["weights"].digest, target / WEIGHTS_FILE)
         for file in (source.folder.path / "tokenizer").iterdir():
             shutil.copy(file, target / file.name)
@@ -103,17 +104,6 @@ def _expert(source: _Source, making: Path, index: int) -> ExpertEntry:
         sequences=int(segments.figures[f"load_{index}"]) if segments else 0,
         tokens=int(accepted.figures.get("tokens", 0)),
     )
-
-
-def _checked_config(data: bytes, index: int) -> bytes:
-    """A model's config.json that names no code to run."""
-    try:
-        config = json.loads(data)
-    except ValueError:
-        config = None
-    if not isinstance(config, dict) or "auto_map" in config:
-        raise Malformed(f"the configuration of expert {index} is not a plain model's config.json")
-    return data
 
 
 def _manifest(

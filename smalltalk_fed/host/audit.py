@@ -197,7 +197,7 @@ def journal_events(path: Path, after: int) -> Iterator[ev.Event]:
             finally:
                 db.close()
         for number, kind, body in rows:
-            yield ev.from_json(kind.decode(), body.decode())
+            yield ev.from_row(kind, body)
             after = number
         if len(rows) < BATCH_EVENTS:
             return

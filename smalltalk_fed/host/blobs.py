@@ -160,6 +160,14 @@ class BlobStore:
         self.path(digest)  # checks the name
         return self._uploads.begin(digest, size, limit)
 
+    def under_way(self, digest: str) -> bool:
+        """Whether an upload of the blob is going on now."""
+        return self._uploads.under_way(digest)
+
+    def discard(self, digest: str) -> None:
+        """Forget what came of an upload that nobody will go on with."""
+        self._uploads.discard(digest)
+
     def drop(self, digest: str) -> None:
         """Remove the blob if it is there."""
         self._verified.pop(digest, None)

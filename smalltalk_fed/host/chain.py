@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smalltalk_fed.host.database import DamagedJournal
+from smalltalk_fed.host.unpacking import unpack
 
 LINK_BYTES = 16
 NO_ROWS = b""  # the link before the first row
@@ -45,9 +46,12 @@ def head(db: sqlite3.Connection, path: Path) -> Point:
     row = db.execute("SELECT last_id, chain FROM head").fetchone()
     if row is None:
         raise DamagedJournal(path, "it does not say which event is the last")
-    point = Point(*row)
-    if point.last_id and point_at(db, point.last_id) != point:
-        raise DamagedJournal(path, f"event {point.last_id} was committed and is not there")
+    last_id, chain = row
+    if type(last_id) is not int or not isinstance(chain, bytes):
+        raise DamagedJournal(path, "it does not say which event is the last")
+    point = Point(last_id, chain)
+    if point != (point_at(db, last_id) if last_id else Point()):
+        raise DamagedJournal(path, f"event {last_id} was committed and is not there")
     return point
 
 
@@ -55,7 +59,7 @@ def point_at(db: sqlite3.Connection, last_id: int) -> Point | None:
     """The place after row `last_id`, if that is a row of the tail or ends an archived batch."""
     for table, column in (("events", "id"), ("archive", "last_id")):
         row = db.execute(f"SELECT chain FROM {table} WHERE {column} = ?", (last_id,)).fetchone()
-        if row:
+        if row and isinstance(row[0], bytes):
             return Point(last_id, row[0])
     return None
 
@@ -95,7 +99,9 @@ def _start(db: sqlite3.Connection, after_id: int) -> Point:
         "SELECT last_id, chain FROM archive WHERE last_id <= ? ORDER BY last_id DESC LIMIT 1",
         (after_id,),
     ).fetchone()
-    return Point(*row) if row else Point()
+    if row and type(row[0]) is int and isinstance(row[1], bytes):
+        return Point(*row)
+    return Point()  # what is wrong there is found on the way
 
 
 def _stored(
@@ -109,9 +115,14 @@ def _stored(
     )
     for first_id, last_id, chain, sha256, body in batches:
         what = f"the archive of events {first_id} to {last_id} is not what was written"
-        if not isinstance(body, bytes) or hashlib.sha256(body).digest() != sha256:
+        if type(last_id) is not int or not isinstance(body, bytes):
             raise DamagedJournal(path, what)
-        lines = zlib.decompress(body).split(b"\n")[:-1]
+        if hashlib.sha256(body).digest() != sha256:
+            raise DamagedJournal(path, what)
+        try:
+            lines = unpack(body).split(b"\n")[:-1]
+        except ValueError:
+            raise DamagedJournal(path, what) from None
         if len(lines) != last_id - first_id + 1:
             raise DamagedJournal(path, what)
         for row_id, line in enumerate(lines, start=first_id):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.config.model_config import check_expert_config
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Result, UnitKey, UnitKind
 from smalltalk_fed.errors import DamagedBlob, Malformed, PeerError, Refused
 from smalltalk_fed.host.blobs import BlobStore
@@ -59,6 +60,8 @@ def _check_output(manifest: RunManifest, key: UnitKey, ref: BlobRef, blobs: Blob
             start, stop = manifest.shard_range(key.index)
             count = stop - start
         decode_experts(blobs.get(ref.digest), count, manifest.experts)
+    elif ref.name == "config":
+        check_expert_config(manifest, blobs.get(ref.digest))
     elif ref.name in ("parameters", "weights"):
         path = blobs.path(ref.digest)
         router = key.kind is UnitKind.ROUTER_ROUND

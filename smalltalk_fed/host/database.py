@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from smalltalk_fed.errors import WorldError
+from smalltalk_fed.errors import WorldError, shown
 from smalltalk_fed.host.durable import sync
 
 FORMAT_VERSION = 2
@@ -155,12 +155,14 @@ def _name(making: Path, path: Path) -> None:
 def _check(path: Path, db: sqlite3.Connection) -> None:
     (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != b"ok":
-        raise DamagedJournal(path, " ".join(verdict.decode(errors="replace").split()))
+        said = " ".join(verdict.decode(errors="replace").split())
+        raise DamagedJournal(path, shown(said, 300))
     try:
         row = db.execute("SELECT value FROM meta WHERE key = 'format_version'").fetchone()
     except sqlite3.OperationalError:  # some other program's database
         row = None
-    version = row[0].decode(errors="replace") if row else "unknown"
+    known = row is not None and isinstance(row[0], bytes)
+    version = shown(row[0].decode(errors="replace"), 20) if known else "unknown"
     if not row and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
         raise DamagedJournal(path, "it is empty")
     if version != str(FORMAT_VERSION):

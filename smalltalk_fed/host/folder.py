@@ -23,9 +23,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from smalltalk_fed.config.inside import only_plain, plain
 from smalltalk_fed.config.manifest import CorpusManifest, RunManifest, make_manifest, sha256
+from smalltalk_fed.config.problems import first_problem
 from smalltalk_fed.config.run import RunConfig
-from smalltalk_fed.errors import DataError, UserError, WorldError
+from smalltalk_fed.core.field_types import wrong_field
+from smalltalk_fed.errors import DataError, PeerError, UserError, WorldError, shown
 from smalltalk_fed.host.database import create_database
 from smalltalk_fed.wire.certificates import CertificateAuthority, key_to_pem, make_key
 from smalltalk_fed.wire.secret_files import OTHERS_WRITE, private_folder, write_secret
@@ -69,7 +74,8 @@ class RunFolder:
         corpus = read_corpus_manifest(corpus_folder)
         run_id = f"{config.run.name}-{secrets.token_hex(4)}"
         manifest = make_manifest(config, corpus, run_id, int(now))
-        tokenizer = corpus_folder / "tokenizer"
+        tokenizer = plain(corpus_folder, "tokenizer")
+        only_plain(tokenizer)
         if not (tokenizer / "tokenizer.json").exists():
             raise DataError(f"{tokenizer} has no tokenizer.json; prepare the corpus again.")
         if sha256((tokenizer / "tokenizer.json").read_bytes()) != manifest.tokenizer_sha256:
@@ -109,12 +115,14 @@ class RunFolder:
         try:
             manifest = RunManifest.from_bytes((path / "manifest.json").read_bytes())
             addresses = Addresses(**json.loads((path / "addresses.json").read_text()))
+            if odd := wrong_field(addresses):
+                raise ValueError(f"'{odd}' in addresses.json is not what it must be")
         except FileNotFoundError:
             raise UserError(
                 f"{path} is not a run folder; make one with `smalltalk-coordinator init {path}`."
             ) from None
-        except (OSError, TypeError, ValueError) as error:
-            raise UserError(f"{path} can't be read ({error}).") from None
+        except (OSError, PeerError, RecursionError, TypeError, ValueError) as error:
+            raise UserError(f"{path} can't be read ({shown(str(error), 300)}).") from None
         if path.stat().st_mode & OTHERS_WRITE:
             raise UserError(f"others can write to {path}; run `chmod go-w {path}` first.")
         return cls(path, manifest, addresses)
@@ -173,13 +181,17 @@ def read_corpus_manifest(folder: Path) -> CorpusManifest:
     Raises:
         DataError: missing or unreadable.
     """
-    path = folder / "corpus.json"
+    path = plain(folder, "corpus.json")
     try:
         return CorpusManifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(
             f"{folder} is not a corpus; make one with `smalltalk prepare TEXT --out {folder}`."
         ) from None
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"{path} can't be read ({first}); prepare the corpus again.") from None
+    except ValidationError as error:
+        where, what = first_problem(error)
+        raise DataError(
+            f"{path} can't be read ({where}: {what}); prepare the corpus again."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error}); prepare the corpus again.") from None

@@ -32,8 +32,10 @@ from smalltalk_fed.host.checks import check_result
 from smalltalk_fed.host.clock import Clock
 from smalltalk_fed.host.database import DamagedJournal
 from smalltalk_fed.host.journal import JournalLike
+from smalltalk_fed.host.loose import Loose, named_by
 from smalltalk_fed.host.recovery import keep_snapshot, recover, take_snapshot
 from smalltalk_fed.host.workers import Worker
+from smalltalk_fed.wire.limits import INBOX_MAX, RunLimits
 
 log = logging.getLogger("smalltalk.host")
 
@@ -77,6 +79,8 @@ class Host:
         self.blobs = BlobStore(blob_folder)
         self.blobs.clean()
         self.coordinator, self._snapshot_at = recover(manifest, journal, clock.now(), audit_secret)
+        self.loose = Loose(blob_folder / "uploads", self.blobs, RunLimits.of(manifest).disk)
+        self.loose.forget(needed_blobs(self.coordinator.state))
         self._journal = journal
         # A thread of its own: a commit must not queue behind uploads that are written.
         self._commits = ThreadPoolExecutor(1, "journal")
@@ -110,6 +114,10 @@ class Host:
         """
         if self._stopping:
             raise WorldError("the coordinator is stopping; ask again in a moment")
+        if len(self._inbox) >= INBOX_MAX:
+            raise WorldError(
+                f"{INBOX_MAX} messages wait for the coordinator already; ask again in a moment"
+            )
         if isinstance(message, msg.Exchange):
             for result in (message.finished, message.collected):
                 if result is not None:
@@ -221,6 +229,7 @@ class Host:
             await asyncio.get_running_loop().run_in_executor(
                 self._commits, self._journal.append, ready.events
             )
+            self.loose.forget(named_by(ready.events))
             self._maybe_snapshot()
         for reply in ready.replies:
             future = self._answers.get(reply.conversation)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from smalltalk_fed.core.events import Event, from_json, to_json
+from smalltalk_fed.core.events import Event, from_row, to_json
 from smalltalk_fed.host.chain import Point, Row, head, link, pack, rows_after
 from smalltalk_fed.host.database import (
     DamagedJournal,
@@ -150,7 +150,7 @@ class Journal:
     def events_after(self, last_id: int) -> Iterator[Event]:
         """The events whose numbers are over `last_id`, in order; raises as `events`."""
         for _, kind, body in self._rows_after(max(0, last_id)):
-            yield from_json(kind.decode(), body.decode())
+            yield from_row(kind, body)
 
     def verify(self) -> int:
         """Read every event and check it against the chain; returns how many there are.
@@ -209,7 +209,7 @@ class Journal:
             row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         try:
             return json.loads(row[0]) if row else None
-        except ValueError:
+        except (RecursionError, TypeError, ValueError):
             raise DamagedJournal(self.path, f"the value '{key}' can't be read") from None
 
     def put(self, key: str, value: object) -> None:
@@ -233,6 +233,8 @@ class Journal:
         """The oldest batch of the tail, checked, if all of it is covered."""
         with explained(self.path, "read"), reading(self.path) as db:
             (done,) = db.execute("SELECT COALESCE(MAX(last_id), 0) FROM archive").fetchone()
+            if type(done) is not int:
+                raise DamagedJournal(self.path, "its archive does not say where it ends")
             if done + BATCH_EVENTS > up_to:
                 return []
             rows = rows_after(db, self.path, done)

@@ -14,7 +14,7 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import snapshot as core_snapshot
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.state import HardState
-from smalltalk_fed.errors import SmalltalkError
+from smalltalk_fed.errors import WorldError
 from smalltalk_fed.host.journal import JournalLike
 
 log = logging.getLogger("smalltalk.journal")
@@ -32,13 +32,26 @@ def recover(
     """
     for kept in journal.snapshots():
         try:
-            state = core_snapshot.from_json(manifest, json.loads(kept.data))
-        except (SmalltalkError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            state = read_snapshot(manifest, kept.data)
+        except WorldError as error:
             log.warning("the snapshot at event %d can't be used: %s", kept.up_to, error)
             continue
         tail = journal.events_after(kept.up_to)
         return Coordinator.replay(manifest, tail, now, state, secret), kept.up_to
     return Coordinator.replay(manifest, journal.events(), now, secret=secret), 0
+
+
+def read_snapshot(manifest: RunManifest, data: bytes) -> HardState:
+    """The state that `take_snapshot` took.
+
+    Raises:
+        WorldError: it is something else, or of another version.
+    """
+    try:
+        table = json.loads(data)
+    except (ValueError, RecursionError):
+        raise WorldError("a snapshot of the run's state is not JSON") from None
+    return core_snapshot.from_json(manifest, table)
 
 
 def take_snapshot(state: HardState) -> bytes:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import sqlite3
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from smalltalk_fed.host.chain import Point, point_at
 from smalltalk_fed.host.database import transaction
+from smalltalk_fed.host.unpacking import unpack
 
 log = logging.getLogger("smalltalk.journal")
 
@@ -35,9 +35,9 @@ def good_snapshots(db: sqlite3.Connection, path: Path) -> Iterator[Snapshot]:
     """Undamaged snapshots of this journal, newest first."""
     rows = db.execute("SELECT up_to, chain, sha256, body FROM snapshots ORDER BY up_to DESC")
     for up_to, chain, sha256, body in rows:
-        whole = isinstance(body, bytes) and hashlib.sha256(body).digest() == sha256
-        if whole and point_at(db, up_to) == Point(up_to, chain):
-            yield Snapshot(up_to, zlib.decompress(body))
+        data = _whole(body, sha256) if point_at(db, up_to) == Point(up_to, chain) else None
+        if data is not None:
+            yield Snapshot(up_to, data)
         else:
             log.warning(
                 "the snapshot at event %s in %s is damaged; the one before it is used", up_to, path
@@ -56,3 +56,13 @@ def write_snapshot(db: sqlite3.Connection, path: Path, up_to: int, packed: bytes
         )
         kept = [snapshot.up_to for snapshot in good_snapshots(db, path)][:KEPT]
         db.execute(f"DELETE FROM snapshots WHERE up_to NOT IN ({','.join('?' * len(kept))})", kept)
+
+
+def _whole(body: object, sha256: object) -> bytes | None:
+    """What a snapshot's body holds; None if it is not what was written."""
+    if not isinstance(body, bytes) or hashlib.sha256(body).digest() != sha256:
+        return None
+    try:
+        return unpack(body)
+    except ValueError:
+        return None

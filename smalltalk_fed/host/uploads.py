@@ -51,6 +51,17 @@ class Uploads:
         self._open[digest] = upload
         return upload
 
+    def under_way(self, digest: str) -> bool:
+        """Whether an upload of the blob is going on now."""
+        upload = self._open.get(digest)
+        return upload is not None and upload.going_on
+
+    def discard(self, digest: str) -> None:
+        """Forget what came of an upload that nobody will go on with."""
+        self._open.pop(digest, None)
+        with contextlib.suppress(OSError):  # it costs space, no more
+            self._part(digest).unlink(missing_ok=True)
+
     def write_own(self, digest: str, data: bytes) -> None:
         """Store bytes that are all here and are those of `digest`."""
         # A name of its own: the worker of a coordinator that was killed may be at the same blob.
@@ -133,6 +144,11 @@ class Upload:
             self._file.write(data)
             self._file.flush()  # a full disk shows here, not when the file is closed
             self.received += len(data)
+
+    @property
+    def going_on(self) -> bool:
+        """Whether more of it may come, or is being checked."""
+        return not self.over and not self._file.closed
 
     def pause(self) -> None:
         """Keep what came so far; a later upload goes on there."""

@@ -8,9 +8,9 @@ Layouts, little-endian, header 16 bytes:
     experts  "STEX", version u8, width u8 (1 or 2), two zero bytes, n u64, uint[n]
 The width is the narrowest that holds the largest id, and for experts 1 up to 256 of them.
 
-Rules: order and repetitions are kept. Bytes that don't follow the layout are a ValueError that
-says why; nothing is allocated that the bytes at hand don't fill. Not compressed: the carriers
-stream blobs as they are.
+Rules: order and repetitions are kept. Bytes that don't follow the layout are a BadBlob (a
+ValueError) that says why; nothing is allocated that the bytes at hand don't fill. Not
+compressed: the carriers stream blobs as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import struct
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from smalltalk_fed.errors import BadBlob
 
 HEADER_BYTES = 16
 
@@ -49,7 +51,7 @@ def decode_ids(data: bytes, limit: int | None = None) -> NDArray[np.int64]:
     ids = _unpack(data, _IDS, "id list", (2, 4, 8))
     bound = (1 << 63) if limit is None else limit
     if ids.size and int(ids.max()) >= bound:
-        raise ValueError(f"the id list holds sequence {int(ids.max())}, but ids end at {bound - 1}")
+        raise BadBlob(f"the id list holds sequence {int(ids.max())}, but ids end at {bound - 1}")
     return ids.astype(np.int64)
 
 
@@ -75,13 +77,11 @@ def decode_experts(data: bytes, expected_n: int, experts: int) -> NDArray[np.int
     """
     numbers = _unpack(data, _EXPERTS, "expert list", (_expert_width(experts),))
     if numbers.size != expected_n:
-        raise ValueError(
+        raise BadBlob(
             f"the expert list holds {numbers.size} sequences where {expected_n} are expected"
         )
     if numbers.size and int(numbers.max()) >= experts:
-        raise ValueError(
-            f"the expert list names expert {int(numbers.max())}, but there are {experts}"
-        )
+        raise BadBlob(f"the expert list names expert {int(numbers.max())}, but there are {experts}")
     return numbers.astype(np.int32)
 
 
@@ -110,17 +110,17 @@ def _pack(magic: bytes, width: int, values: NDArray[np.int64]) -> bytes:
 def _unpack(data: bytes, magic: bytes, what: str, widths: tuple[int, ...]) -> NDArray[np.integer]:
     """Return the numbers as a view of the bytes, so that a false count costs nothing."""
     if len(data) < HEADER_BYTES:
-        raise ValueError(f"an {what} has a header of {HEADER_BYTES} bytes, got {len(data)}")
+        raise BadBlob(f"an {what} has a header of {HEADER_BYTES} bytes, got {len(data)}")
     found, version, width, zeros, n = _HEADER.unpack_from(data)
     if found != magic or zeros != bytes(2):
-        raise ValueError(f"these bytes are not an {what}: the header is another one")
+        raise BadBlob(f"these bytes are not an {what}: the header is another one")
     if version != _VERSION:
-        raise ValueError(f"{what} of version {version}, but only {_VERSION} is understood")
+        raise BadBlob(f"{what} of version {version}, but only {_VERSION} is understood")
     if width not in widths:
         allowed = " or ".join(map(str, widths))
-        raise ValueError(f"an {what} has {allowed} bytes a sequence here, not {width}")
+        raise BadBlob(f"an {what} has {allowed} bytes a sequence here, not {width}")
     if len(data) != HEADER_BYTES + n * width:
-        raise ValueError(
+        raise BadBlob(
             f"an {what} of {n} sequences has {HEADER_BYTES + n * width} bytes, got {len(data)}"
         )
     return np.frombuffer(data, dtype=f"<u{width}", offset=HEADER_BYTES)

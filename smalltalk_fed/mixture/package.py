@@ -20,8 +20,12 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from smalltalk_fed.config.inside import only_plain, plain
+from smalltalk_fed.config.manifest import MAX_VOCABULARY
+from smalltalk_fed.config.problems import first_problem
+from smalltalk_fed.config.run import MAX_EXPERTS
 from smalltalk_fed.config.shapes import ModelShape
-from smalltalk_fed.errors import UserError, WorldError
+from smalltalk_fed.errors import UserError, WorldError, shown
 
 MANIFEST_FILE = "mixture.json"
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
@@ -69,15 +73,15 @@ class MixtureManifest(BaseModel):
 
     format_version: Literal[1] = 1
     run_id: str
-    prefix_tokens: int = Field(ge=2)  # M
-    sequence_tokens: int = Field(ge=2)  # S
-    vocabulary: int = Field(ge=2)
+    prefix_tokens: int = Field(ge=2, le=1 << 20)  # M
+    sequence_tokens: int = Field(ge=2, le=1 << 20)  # S
+    vocabulary: int = Field(ge=2, le=MAX_VOCABULARY)
     tokenizer_sha256: str = Field(pattern=_SHA256)
     router_shape: ModelShape
-    routers: tuple[RouterEntry, ...] = Field(min_length=1)
-    experts: tuple[ExpertEntry, ...] = Field(min_length=1)
+    routers: tuple[RouterEntry, ...] = Field(min_length=1, max_length=MAX_EXPERTS, fail_fast=True)
+    experts: tuple[ExpertEntry, ...] = Field(min_length=1, max_length=MAX_EXPERTS, fail_fast=True)
     # The prior: argmax_e (score_e - price_e); zeros for a uniform one.
-    prices: tuple[FiniteFloat, ...]
+    prices: tuple[FiniteFloat, ...] = Field(max_length=MAX_EXPERTS, fail_fast=True)
     provenance: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
 
@@ -105,8 +109,7 @@ def read_mixture(folder: Path) -> MixtureManifest:
     Raises:
         MixtureError: missing, of another version, damaged, or with paths or links that leave it.
     """
-    path = folder / MANIFEST_FILE
-    _refuse_links(folder, MANIFEST_FILE)
+    path = plain(folder, MANIFEST_FILE, MixtureError)
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise MixtureError(f"{path} is too large to be a mixture's manifest.")
@@ -114,7 +117,8 @@ def read_mixture(folder: Path) -> MixtureManifest:
         version = json.loads(data).get("format_version")
         if version != 1:
             raise MixtureError(
-                f"{path} has format version {version}, this version of smalltalk-fed reads 1."
+                f"{path} has format version {shown(repr(version))}, this version of smalltalk-fed "
+                "reads 1."
             )
         manifest = MixtureManifest.model_validate_json(data)
     except FileNotFoundError:
@@ -123,14 +127,14 @@ def read_mixture(folder: Path) -> MixtureManifest:
             "a finished run."
         ) from None
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise MixtureError(f"{path} can't be used: {where} {problem['msg']}.") from None
+        where, what = first_problem(error)
+        raise MixtureError(f"{path} can't be used: {where} {what}.") from None
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise MixtureError(f"{path} can't be read ({str(error)[:200]}).") from None
+        raise MixtureError(f"{path} can't be read ({shown(str(error), 200)}).") from None
     _check_file(folder, TOKENIZER_FILE, manifest.tokenizer_sha256, "tokenizer")
     for number, router in enumerate(manifest.routers):
         _check_file(folder, router.file, router.sha256, f"router {number}")
+    only_plain(folder / "tokenizer", MixtureError)
     if not present_experts(folder, manifest):
         raise MixtureError(
             f"{folder} has no expert's weights; they were not collected, or were removed."
@@ -142,9 +146,9 @@ def present_experts(folder: Path, manifest: MixtureManifest) -> list[int]:
     """Return the indices of experts that are enabled and have weights in the folder."""
     present = []
     for expert in manifest.experts:
-        weights = f"{expert.folder}/{WEIGHTS_FILE}"
-        if expert.enabled and (folder / weights).is_file():
-            _refuse_links(folder, weights)
+        weights = plain(folder, f"{expert.folder}/{WEIGHTS_FILE}", MixtureError)
+        if expert.enabled and weights.is_file():
+            only_plain(weights.parent, MixtureError)  # its configuration is read too
             present.append(expert.index)
     return present
 
@@ -179,9 +183,9 @@ def write_mixture_manifest(folder: Path, manifest: MixtureManifest) -> None:
 
 
 def _check_file(folder: Path, name: str, digest: str, what: str) -> None:
-    _refuse_links(folder, name)
+    path = plain(folder, name, MixtureError)
     try:
-        with (folder / name).open("rb") as file:
+        with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise MixtureError(
@@ -192,11 +196,3 @@ def _check_file(folder: Path, name: str, digest: str, what: str) -> None:
             f"the {what} {folder / name} is not the one that this mixture was made with; copy "
             "the whole mixture again."
         )
-
-
-def _refuse_links(folder: Path, name: str) -> None:
-    path = folder
-    for part in Path(name).parts:
-        path = path / part
-        if path.is_symlink():
-            raise MixtureError(f"{path} is a symbolic link; a mixture holds plain files only.")

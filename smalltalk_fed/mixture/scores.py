@@ -10,8 +10,8 @@ Layout, little-endian, 20 bytes and two a score:
 
 Rules: one byte string per set of decoded scores (the centre is a multiple of the step, and the
 choice of step is stable under rounding), so encoding a decoded block gives the same bytes and
-the digests of two nodes' blocks can be compared. What doesn't follow the layout is a ValueError
-that says why. Nothing here knows what a router is.
+the digests of two nodes' blocks can be compared. What doesn't follow the layout is a BadBlob
+(a ValueError) that says why. Nothing here knows what a router is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from smalltalk_fed.errors import BadBlob
 
 FINEST_STEP_NATS = 1 / 32
 LARGEST_SCORE_NATS = float(1 << 24)
@@ -69,23 +71,23 @@ def decode_scores(data: bytes, expected: int | None = None) -> NDArray[np.float3
     Raises ValueError, naming what is wrong, for anything that doesn't follow the layout.
     """
     if len(data) < HEADER_BYTES:
-        raise ValueError(f"a score block has a header of {HEADER_BYTES} bytes, got {len(data)}")
+        raise BadBlob(f"a score block has a header of {HEADER_BYTES} bytes, got {len(data)}")
     magic, version, zeros, n, centre, step = _HEADER.unpack_from(data)
     if magic != _MAGIC or zeros != bytes(3):
-        raise ValueError("these bytes are not a score block: the header is another one")
+        raise BadBlob("these bytes are not a score block: the header is another one")
     if version != _VERSION:
-        raise ValueError(f"score block of version {version}, but only {_VERSION} is understood")
+        raise BadBlob(f"score block of version {version}, but only {_VERSION} is understood")
     if len(data) != HEADER_BYTES + 2 * n:
-        raise ValueError(
+        raise BadBlob(
             f"a score block of {n} scores has {HEADER_BYTES + 2 * n} bytes, got {len(data)}"
         )
     if expected is not None and n != expected:
-        raise ValueError(f"the score block holds {n} scores where {expected} are expected")
+        raise BadBlob(f"the score block holds {n} scores where {expected} are expected")
     allowed = FINEST_STEP_NATS <= step <= _COARSEST_STEP_NATS  # false for NaN
     if not allowed or not np.log2(step).is_integer():
-        raise ValueError(f"a score block's step must be a power of two in 1/32 to 1024, not {step}")
+        raise BadBlob(f"a score block's step must be a power of two in 1/32 to 1024, not {step}")
     if not abs(centre) <= LARGEST_SCORE_NATS or not (centre / step).is_integer():
-        raise ValueError(f"a score block's centre must be a multiple of its step, not {centre}")
+        raise BadBlob(f"a score block's centre must be a multiple of its step, not {centre}")
     steps = np.frombuffer(data, dtype="<i2", offset=HEADER_BYTES)
     return (steps * step + centre).astype(np.float32)
 
@@ -106,7 +108,7 @@ def stack_score_blocks(blocks: Sequence[bytes], expected: int) -> NDArray[np.flo
         try:
             scores_NxE[:, expert] = decode_scores(block, expected)
         except ValueError as error:
-            raise ValueError(f"expert {expert}: {error}") from error
+            raise BadBlob(f"expert {expert}: {error}") from error
     return scores_NxE
 
 

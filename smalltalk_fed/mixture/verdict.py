@@ -34,7 +34,7 @@ from smalltalk_fed.mixture.audit import Scores
 TOLERANCE_NATS = {"float32": 0.002, "bfloat16": 0.04}
 STEP_NATS = 1 / 16  # of the rounding of both score blocks
 # How much worse on text of all kinds a router may be after a round, in nats a token.
-PUBLIC_LOSS_NATS = 0.25
+PUBLIC_LOSS_NATS = 0.5
 # Standard errors by which the share's gain may lie below the rest's.
 SHARE_ERRORS = 4.0
 # Part of what a random division loses that a greedy one may lose; the optimal one loses none.

@@ -11,49 +11,19 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from smalltalk_fed.config.model_config import (
+    CONFIG_BYTES_MAX,
+    INIT_STD,
+    model_config,
+    read_model_config,
+)
 from smalltalk_fed.config.shapes import ModelShape
-from smalltalk_fed.errors import DataError
-
-INIT_STD = 0.02
-END_OF_TEXT = 0  # id of the token that begins and ends documents, in every tokenizer of ours
-
-
-def model_config(shape: ModelShape, vocabulary: int, max_tokens: int) -> dict[str, Any]:
-    """Return the content of `config.json` for a model of this shape.
-
-    The same arguments give the same content on every version of transformers, so that its
-    bytes can be compared.
-    """
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": END_OF_TEXT,
-        "eos_token_id": END_OF_TEXT,
-        "head_dim": shape.hidden // shape.heads,
-        "hidden_act": "silu",
-        "hidden_size": shape.hidden,
-        "initializer_range": INIT_STD,
-        "intermediate_size": shape.feed_forward_width,
-        "max_position_embeddings": max_tokens,
-        "mlp_bias": False,
-        "model_type": "llama",
-        "num_attention_heads": shape.heads,
-        "num_hidden_layers": shape.layers,
-        "num_key_value_heads": shape.heads,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
-        "torch_dtype": "float32",
-        "use_cache": True,
-        "vocab_size": vocabulary,
-    }
+from smalltalk_fed.errors import DataError, PeerError, shown
 
 
 def build_model(
@@ -84,8 +54,13 @@ def load_model(folder: Path, vocabulary: int, max_tokens: int) -> nn.Module:
     Raises DataError when the folder holds no such model, or its vocabulary or its context is
     smaller than the run's.
     """
-    if not (folder / "config.json").is_file():
-        raise DataError(f"{folder} holds no model: there is no config.json in it.")
+    try:
+        with (folder / "config.json").open("rb") as file:
+            read_model_config(file.read(CONFIG_BYTES_MAX + 1))
+    except OSError:
+        raise DataError(f"{folder} holds no model: there is no config.json in it.") from None
+    except PeerError as error:
+        raise DataError(f"{folder} can't be loaded: {error}.") from None
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -94,8 +69,8 @@ def load_model(folder: Path, vocabulary: int, max_tokens: int) -> nn.Module:
             use_safetensors=True,
             dtype=torch.float32,
         )
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # whatever the library makes of somebody's configuration
+        first = shown((str(error).strip() or type(error).__name__).splitlines()[0], 300)
         raise DataError(f"{folder} can't be loaded as a causal language model: {first}") from None
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < vocabulary:

@@ -18,7 +18,7 @@ from safetensors.torch import load, save, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from smalltalk_fed.errors import Malformed, WorldError
+from smalltalk_fed.errors import Malformed, WorldError, shown
 
 _METADATA = {"format": "pt"}  # transformers refuses files without it
 
@@ -42,7 +42,7 @@ def state_from_bytes(model: nn.Module, data: bytes) -> None:
     try:
         weights = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise Malformed(f"the weights can't be read: {error}") from None
+        raise Malformed(f"the weights can't be read: {shown(str(error), 300)}") from None
     _check_names(model, weights.keys())
     for name, weight in named_weights(model).items():
         _check(name, weight, weights[name])
@@ -85,7 +85,8 @@ def state_from_file(model: nn.Module, path: Path) -> None:
                 _check(name, weight, value)
                 weight.copy_(value)
     except (SafetensorError, OSError) as error:
-        raise Malformed(f"the weights in {path} can't be read: {error}") from None
+        why = shown(str(error), 300)
+        raise Malformed(f"the weights in {path} can't be read: {why}") from None
 
 
 def state_from(model: nn.Module, weights: bytes | Path) -> None:
@@ -137,9 +138,9 @@ def _portable(model: nn.Module, copy: bool = False) -> dict[str, torch.Tensor]:
 def _check_names(model: nn.Module, names: object) -> None:
     expected, given = set(named_weights(model)), set(names)  # type: ignore[call-overload]
     if expected != given:
-        odd = sorted(expected ^ given)[0][:80]
+        odd = sorted(expected ^ given)[0]
         fault = "is missing" if odd in expected else "does not belong to this shape"
-        raise Malformed(f"the weights are for another model: '{odd}' {fault}")
+        raise Malformed(f"the weights are for another model: '{shown(odd)}' {fault}")
 
 
 def _check(name: str, weight: torch.Tensor, value: torch.Tensor) -> None:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from smalltalk_fed.errors import WorldError
 
 FRAME_BYTES = 5  # gRPC's prefix of each message: a flag and a length
 
@@ -33,7 +35,10 @@ _KIND_OF_BLOB = {
     "weights": "weights",
     "state": "weights",
     "seed": "seed",
+    "audit": "audit",
 }
+# Lines that are no blobs. Whatever else a peer calls a thing is "other": names are not free.
+_OTHER_LINES = frozenset({"join", "exchange", "leave", "blob_state"}) | _DATA
 
 
 def kind_of(name: str, unit_id: str = "") -> str:
@@ -41,14 +46,15 @@ def kind_of(name: str, unit_id: str = "") -> str:
 
     Blobs: `parameters` (also of a `router-3` that is broadcast), `scores`, `experts` (which
     expert each sequence goes to), `ids`, `config`, `weights` (also of a `state`: an expert's
-    part-way), `seed`. Calls: their name in lower case, such as `exchange`. `unit_id` tells
-    the seed model's upload from an expert's.
+    part-way), `seed`, `audit`. Calls: their name in lower case, such as `exchange`. Anything
+    else: `other`. `unit_id` tells the seed model's upload from an expert's.
     """
     if name == "weights" and unit_id == "train_seed":
         return "seed"
     if name.startswith("router-"):
         return "parameters"
-    return _KIND_OF_BLOB.get(name, name.lower())
+    line = name.lower()
+    return _KIND_OF_BLOB.get(name, line if line in _OTHER_LINES else "other")
 
 
 def category_of(kind: str) -> Category:
@@ -139,7 +145,29 @@ class Ledger:
 
     @classmethod
     def from_json(cls, rows: Iterable[dict[str, Any]]) -> Ledger:
-        """The ledger that `to_json` wrote."""
+        """The ledger that `to_json` wrote.
+
+        Raises:
+            WorldError: it wrote something else.
+        """
         ledger = cls()
-        ledger.merge(Row(**row) for row in rows)
+        try:
+            for row in rows:
+                ledger.merge([_checked(Row(**row))])
+        except (TypeError, ValueError):
+            raise WorldError(
+                "the byte ledger can't be read; it is damaged, or another version wrote it"
+            ) from None
         return ledger
+
+
+def _checked(row: Row) -> Row:
+    texts = (row.node_id, row.kind, row.direction, row.category)
+    counts = (row.messages, row.bytes)
+    if not all(type(text) is str for text in texts) or not all(
+        type(count) is int and 0 <= count < 2**63 for count in counts
+    ):
+        raise TypeError("a line holds something else")
+    if row.direction not in get_args(Direction) or row.category not in get_args(Category):
+        raise ValueError("a line is of no known kind")
+    return row

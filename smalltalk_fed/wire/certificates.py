@@ -143,7 +143,7 @@ def verify_issued_by(authority: bytes, certificate: bytes) -> None:
     """
     try:
         read_certificate(certificate).verify_directly_issued_by(read_certificate(authority))
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
         raise Unauthenticated(
             "the certificate was not issued by this run's authority; join with a token of this run"
         ) from None

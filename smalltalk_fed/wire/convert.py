@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.units import BlobRef
-from smalltalk_fed.errors import Malformed, TooLarge
+from smalltalk_fed.errors import Malformed, TooLarge, shown
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire.certificates import public_key_sha256
 from smalltalk_fed.wire.token import SECRET_BYTES, secret_sha256
@@ -65,13 +65,13 @@ def enrol_from_proto(request: pb.EnrolRequest) -> msg.Enrol:
 def capabilities_to_proto(capabilities: msg.Capabilities) -> pb.Capabilities:
     """What a node says of itself."""
     return pb.Capabilities(
-        device=capabilities.device[:MAX_SOFTWARE_CHARS],
+        device=shown(capabilities.device, MAX_SOFTWARE_CHARS),
         threads=capabilities.threads,
         memory_bytes=capabilities.memory_bytes,
         tokens_per_s=capabilities.tokens_per_s,
         corpus_digest=capabilities.corpus_digest,
         corpus_bytes=capabilities.corpus_bytes,
-        software=capabilities.software[:MAX_SOFTWARE_CHARS],
+        software=shown(capabilities.software, MAX_SOFTWARE_CHARS),
     )
 
 

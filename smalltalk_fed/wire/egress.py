@@ -9,6 +9,7 @@ room for text, gradients, activations or optimizer states.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ DESCRIPTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("Result", "signature"): ("this node's signature over the result", "64 bytes"),
     ("Failure", "unit_id"): (_UNIT, _NAME),
     ("Failure", "reason"): ("the error as one sentence; may name a path on this machine", _REASON),
-    ("Figure", "name"): ("the figure's name", _NAME),
+    ("Figure", "name"): ("the figure's name, one of those below", _NAME),
     ("Figure", "value"): ("one number", _NUMBER),
     ("BlobRef", "name"): ("which output", _NAME),
     ("BlobRef", "digest"): ("its SHA-256", _DIGEST),
@@ -118,6 +119,34 @@ BLOBS: dict[str, tuple[str, str, str]] = {
                 "seed; every N steps, if the run collects so",
                 "weights of the model", "4 bytes a parameter"),
 }  # fmt: skip
+
+
+# Figures that a node tells of a unit: name -> what it is. `N` stands for a number of steps.
+FIGURES: dict[str, str] = {
+    "loss": "mean loss since the last report, nats a token",
+    "loss_first": "mean loss of the first step",
+    "loss_last": "mean loss of the last steps",
+    "loss_mean": "mean loss over all steps",
+    "loss_at_N": "mean loss of the steps up to N; at most 40 of these",
+    "step": "steps that are done",
+    "from_step": "step from which this node went on",
+    "steps": "steps in all",
+    "tokens": "tokens trained on",
+    "tokens_per_s": "speed",
+    "seconds": "time that it took",
+    "sequences": "sequences that were divided or evaluated",
+    "displaced_fraction": "part of a slice that balance sent to another expert than its best",
+    "excess_nats": "what that cost",
+    "prefix_nll": "sum of losses over the prefixes of all sequences",
+    "suffix_nll": "sum of losses over the rest of all sequences",
+    "prefix_tokens": "tokens that the first sum is over",
+    "suffix_tokens": "tokens that the second sum is over",
+}
+
+
+def figure_is_declared(name: str) -> bool:
+    """Whether a node may tell a figure of this name."""
+    return name in FIGURES or re.fullmatch(r"loss_at_[0-9]{1,12}", name) is not None
 
 
 @dataclass(frozen=True)

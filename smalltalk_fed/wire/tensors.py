@@ -20,7 +20,7 @@ import numpy as np
 
 from smalltalk_fed.config.manifest import MAX_HEADER_BYTES
 from smalltalk_fed.config.shapes import ModelShape
-from smalltalk_fed.errors import Malformed, TooLarge, WorldError
+from smalltalk_fed.errors import Malformed, TooLarge, WorldError, shown
 
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8
@@ -107,7 +107,7 @@ def check_finite(source: bytes | Path, header: Header | None = None) -> None:
                 if not data:
                     raise Malformed("the weights became shorter while they were read")
                 if not _finite(data, entry.dtype):
-                    raise Malformed(f"tensor '{name[:80]}' has a NaN or an infinity")
+                    raise Malformed(f"tensor '{shown(name)}' has a NaN or an infinity")
                 left -= len(data)
 
 
@@ -121,7 +121,7 @@ def check_weights(source: bytes | Path, expected: Mapping[str, tuple[int, ...]])
     odd = sorted(set(expected) ^ set(header.tensors))
     if odd:
         fault = "is missing" if odd[0] in expected else "does not belong to this shape"
-        raise Malformed(f"the weights are for another model: '{odd[0][:80]}' {fault}")
+        raise Malformed(f"the weights are for another model: '{shown(odd[0])}' {fault}")
     for name, shape in expected.items():
         entry = header.tensors[name]
         if entry.shape != shape or entry.dtype != "F32":
@@ -175,7 +175,7 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, fields: object, data_start: int) -> TensorEntry:
-    wrong = Malformed(f"the weights' header has an entry that can't be read: '{name[:80]}'")
+    wrong = Malformed(f"the weights' header has an entry that can't be read: '{shown(name)}'")
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise wrong
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -189,7 +189,7 @@ def _entry(name: str, fields: object, data_start: int) -> TensorEntry:
     for count in shape:
         size *= count
     if offsets[1] - offsets[0] != size:
-        raise Malformed(f"tensor '{name[:80]}' has another size than its shape and dtype say")
+        raise Malformed(f"tensor '{shown(name)}' has another size than its shape and dtype say")
     return TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 

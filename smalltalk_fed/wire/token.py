@@ -18,7 +18,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from smalltalk_fed.errors import UserError
+from smalltalk_fed.errors import UserError, shown
 
 PREFIX = "stf1."
 SECRET_BYTES = 16
@@ -51,7 +51,7 @@ def check_address(text: str) -> str:
     """`text` if it is `host:port`. Raises UserError."""
     match = _ADDRESS.fullmatch(text)
     if match is None or not 0 < int(match[2]) < 65536 or len(text) > 255:
-        raise UserError(f"'{text}' is not an address; write it as host:port.")
+        raise UserError(f"'{shown(text)}' is not an address; write it as host:port.")
     return text
 
 
@@ -85,7 +85,9 @@ def decode_token(text: str) -> JoinToken:
     encoded = text.removeprefix(PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9_-]*", encoded):
         odd = re.sub(r"[A-Za-z0-9_-]", "", encoded)[0]
-        raise UserError(f"the join token has a character that none has ('{odd}'); copy it again.")
+        raise UserError(
+            f"the join token has a character that none has ('{shown(odd)}'); copy it again."
+        )
     # Whole bytes of what is there, even if the last one is cut.
     whole = encoded[: len(encoded) - 1 if len(encoded) % 4 == 1 else len(encoded)]
     try:

@@ -1,8 +1,8 @@
 """Small values and their bounds: what every message between the programs is made of.
 
-Rules: `*_from_proto` trusts nothing: every text, count and number is bounded, digests have
-32 bytes, unit ids parse, NaN and infinities are refused. Whole messages are `convert`'s and
-`convert_admin`'s part. No I/O.
+Rules: `*_from_proto` trusts nothing: every text, count and number is bounded, texts can be
+printed, digests have 32 bytes, unit ids parse, NaN and infinities are refused. Whole messages
+are `convert`'s and `convert_admin`'s part. No I/O.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from smalltalk_fed.config.run import MAX_EXPERTS
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKey
-from smalltalk_fed.errors import Malformed, TooLarge
+from smalltalk_fed.errors import Malformed, TooLarge, shown
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 
 MAX_REASON_CHARS = 500
@@ -44,9 +44,16 @@ def digest_from_proto(data: bytes) -> str:
 
 
 def text(value: str, limit: int, what: str) -> str:
-    """`value` if it has at most `limit` characters. Raises TooLarge."""
+    """`value` if it has at most `limit` characters, all printable.
+
+    Raises:
+        TooLarge: it is longer.
+        Malformed: it would write into a terminal or a log of ours.
+    """
     if len(value) > limit:
         raise TooLarge(f"{what} has {len(value)} characters; at most {limit} are allowed")
+    if not value.isprintable():
+        raise Malformed(f"{what} has characters that can't be shown")
     return value
 
 
@@ -72,8 +79,8 @@ def unit_id_text(value: str) -> str:
 
 
 def cut(reason: str) -> str:
-    """Our own explanation, no longer than the other end accepts."""
-    return reason[:MAX_REASON_CHARS]
+    """Our own explanation, as the other end accepts it: short, and in one printable line."""
+    return shown(" ".join(reason.split()), MAX_REASON_CHARS)
 
 
 # ----------------------------------------------------------------------- blobs and figures
@@ -115,7 +122,7 @@ def figures_from_proto(figures: Sequence[pb.Figure]) -> dict[str, float]:
         raise TooLarge(f"there are {len(figures)} figures; at most {MAX_FIGURES} are allowed")
     found = {
         text(figure.name, MAX_NAME_CHARS, "a figure's name"): number(
-            figure.value, f"the figure '{figure.name[:MAX_NAME_CHARS]}'"
+            figure.value, f"the figure '{shown(figure.name)}'"
         )
         for figure in figures
     }

@@ -19,6 +19,8 @@ from smalltalk_fed.errors import Malformed, Unauthenticated
 
 MAX_CERTIFICATE_BYTES = 16384
 BACKDATE_S = 86400.0
+# What the library raises, early or late, for what is no certificate or of a kind that it lacks.
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 
 
 def subject_name(common_name: str, unit: str = "") -> x509.Name:
@@ -48,19 +50,27 @@ def certificate_builder(
 
 
 def read_certificate(data: bytes) -> x509.Certificate:
-    """DER or PEM. Raises Malformed."""
+    """DER or PEM, for a P-256 key and with readable names. Raises Malformed."""
     if len(data) > MAX_CERTIFICATE_BYTES:
         raise Malformed("a certificate of this project is never so large")
     try:
         if data.startswith(b"-----"):
-            return x509.load_pem_x509_certificate(data)
-        return x509.load_der_x509_certificate(data)
-    except ValueError:
+            certificate = x509.load_pem_x509_certificate(data)
+        else:
+            certificate = x509.load_der_x509_certificate(data)
+        _check_parts(certificate)
+    except _UNREADABLE:
         raise Malformed("this is not a certificate") from None
+    return certificate
 
 
 def read_request(data: bytes) -> x509.CertificateSigningRequest:
-    """DER or PEM. Raises Malformed, or Unauthenticated if its own key did not sign it."""
+    """DER or PEM, for a P-256 key.
+
+    Raises:
+        Malformed: it is something else.
+        Unauthenticated: its own key did not sign it.
+    """
     if len(data) > MAX_CERTIFICATE_BYTES:
         raise Malformed("a certificate request of this project is never so large")
     try:
@@ -68,12 +78,22 @@ def read_request(data: bytes) -> x509.CertificateSigningRequest:
             request = x509.load_pem_x509_csr(data)
         else:
             request = x509.load_der_x509_csr(data)
+        _check_parts(request)
         signed = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise Malformed("this is not a certificate request") from None
     if not signed:
         raise Unauthenticated("the certificate request is not signed by the key that it names")
     return request
+
+
+def _check_parts(found: x509.Certificate | x509.CertificateSigningRequest) -> None:
+    """Read all that is read of it later: the library looks at names and keys only when asked."""
+    key_sha256(found.public_key())
+    for name in (found.subject, getattr(found, "issuer", found.subject)):
+        for part in name:
+            if not (isinstance(part.value, str) and part.value.isprintable()):
+                raise ValueError("a name that can't be shown")
 
 
 def key_sha256(public: object) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from smalltalk_fed.config.reference import markdown
 from smalltalk_fed.core.phases import mermaid
+from smalltalk_fed.wire import limits_page
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "tokenizers", "pyarrow", "matplotlib", "safetensors.torch"}
@@ -77,6 +78,7 @@ def test_the_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
 
 def test_the_pages_made_from_code_are_current() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == markdown(), "run `make docs`"
+    assert (ROOT / "docs" / "limits.md").read_text() == limits_page.markdown(), "run `make docs`"
     assert mermaid() in (ROOT / "docs" / "protocol.md").read_text(), "run `make docs`"
 
 

@@ -145,3 +145,18 @@ def test_no_share_follows_a_speed_that_is_out_of_all_proportion() -> None:
     assert isinstance(job, msg.AssignJob)
     assert min(job.weights) == pytest.approx(1 / 8)
     assert max(job.weights) <= 8
+
+
+def test_a_node_that_asks_again_gets_an_answer_to_its_earlier_question_too() -> None:
+    """Or a node that asks without end would be held without end."""
+    world = World(make_manifest())
+    busy(world)
+    (idle,) = crowd(world, 1)
+    assert idle.order is None
+    earlier = [idle.question]
+    for _ in range(5):
+        assert idle.poll() is None
+        earlier.append(idle.question)
+    assert [number in world.answers for number in earlier] == [True] * 5 + [False]
+    assert world.answers[earlier[0]].reason == "this node asked again"
+    assert world.answers[earlier[0]].unit is None

@@ -47,6 +47,15 @@ def test_a_unit_in_work_is_said_every_heartbeat() -> None:
     assert not said.wants_work
 
 
+def test_a_coordinator_that_was_asked_too_often_is_given_the_time_that_it_wants() -> None:
+    session = at_work()
+    session.finish(Result("shard/0"), 7.0)
+    session.tick(7.0)
+    assert session.lost(7.0, jitter=0.0, at_least_s=40.0) == 40.0
+    assert session.tick(46.9).say is None
+    assert session.tick(47.0).say
+
+
 def test_a_result_is_said_again_until_it_is_answered() -> None:
     session = at_work()
     session.finish(Result("shard/0"), 7.0)

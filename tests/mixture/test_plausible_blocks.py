@@ -44,14 +44,19 @@ def nearly_copied(scores, e):
 
 
 def raised(scores, e):
-    scores[:, e] *= 0.6
+    scores[:, e] *= 0.5
 
 
 def steep(scores, e):
-    scores[:, e] = -200 + 3 * (scores[:, e] + 200)
+    scores[:, e] = -200 + 4 * (scores[:, e] + 200)
 
 
-LIES = [shuffled, at_random, constant, copied, nearly_copied, raised, steep]
+def easy_raised(scores, e):
+    easy = scores[:, e] > np.median(scores[:, e])
+    scores[easy, e] += scores[:, e].std()
+
+
+LIES = [shuffled, at_random, constant, copied, nearly_copied, raised, steep, easy_raised]
 
 
 @pytest.mark.parametrize("lie", LIES)

@@ -48,6 +48,16 @@ def test_a_status_is_the_error_that_it_was_made_of(
     assert type(caught.value) is kind
 
 
+def test_a_refusal_for_speed_says_when_to_ask_again(
+    connection: Connection, loopback: Loopback
+) -> None:
+    loopback.behaviour.slow_down["BlobState"] = 1
+    with pytest.raises(errors.SlowDown, match="20 times a second") as caught:
+        asked(connection)
+    assert caught.value.wait_s == 0.01
+    assert asked(connection)
+
+
 def test_nobody_there_is_no_answer(served: Served, tmp_path: Path) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound, but not listening

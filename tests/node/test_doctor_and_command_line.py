@@ -43,8 +43,8 @@ def test_all_is_well(served: Served, tmp_path: Path) -> None:
     found = findings(folder, corpus.folder)
     assert {f.check: f.verdict for f in found.values() if f.verdict != "ok"} == {}
     assert set(found) == {
-        "program", "torch", "machine", "disk", "corpus", "run", "certificate", "enrolment port",
-        "clock", "run port",
+        "program", "torch", "limits", "machine", "disk", "corpus", "run", "certificate",
+        "enrolment port", "clock", "run port",
     }  # fmt: skip
     assert corpus.digest[:12] in found["corpus"].text
 

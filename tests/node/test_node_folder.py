@@ -203,3 +203,11 @@ def test_a_disk_that_refuses_does_not_end_the_work(tmp_path: Path) -> None:
     records = Records(tmp_path / "gone", NodeStatus("n-1", "box"))
     records.write_status(at_once=True)
     records.metric("end")
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"-1", b"1.5", b"\xff", b"9" * 19, b"9" * 9999])
+def test_a_damaged_incarnation_is_no_traceback(tmp_path: Path, data: bytes) -> None:
+    folder = NodeFolder.open(tmp_path)
+    (tmp_path / "incarnation").write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        folder.next_incarnation(5.0)

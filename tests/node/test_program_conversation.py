@@ -47,6 +47,15 @@ def test_a_router_round_is_done_signed_and_handed_in(stage: Stage) -> None:
     assert stage.loopback.joins[0].capabilities.corpus_digest == stage.corpus.digest
 
 
+def test_a_node_that_is_told_to_slow_down_waits_and_its_unit_is_done(stage: Stage) -> None:
+    methods = ("Join", "Exchange", "BlobState", "PutBlob", "GetBlob")
+    stage.loopback.behaviour.slow_down = dict.fromkeys(methods, 2)
+    said = stage.work(stage.unit("router_round/1/1", share=ids()))
+    assert said.finished is not None
+    assert not any(stage.loopback.behaviour.slow_down.values())
+    assert [bool(each.failed) for each in stage.loopback.exchanges] == [False, False]
+
+
 def test_a_router_that_is_at_hand_does_not_travel_down(stage: Stage) -> None:
     first = stage.work(stage.unit("router_round/0/1", share=ids())).finished
     assert first is not None

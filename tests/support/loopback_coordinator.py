@@ -33,6 +33,7 @@ from smalltalk_fed.wire.certificates import (
     make_request,
     verify_issued_by,
 )
+from smalltalk_fed.wire.limits import WAIT_KEY
 from smalltalk_fed.wire.token import JoinToken
 
 PART_BYTES = 64 * 1024
@@ -50,6 +51,7 @@ class Behaviour:
     refusal: tuple[grpc.StatusCode, str] | None = None  # of every BlobState
     explanation: str = ""  # why no certificate is welcome
     clock_s: float = 0.0  # ahead of ours
+    slow_down: dict[str, int] = field(default_factory=dict)  # method -> calls that come too often
     join: Callable[[msg.Join], convert.Welcome] | None = None
     exchange: Callable[[msg.Exchange], msg.Order] | None = None
 
@@ -95,6 +97,7 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
     # ------------------------------------------------------------------------------------ run
 
     def Join(self, request: Any, context: Any) -> pb.JoinReply:  # noqa: N802
+        self._slow_down("Join", context)
         assert self.behaviour.join is not None
         node_id = self._node(context)
         join = convert.join_from_proto(node_id, request)
@@ -106,6 +109,7 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         return self._counted(node_id, "join", request, reply)
 
     def Exchange(self, request: Any, context: Any) -> pb.ExchangeReply:  # noqa: N802
+        self._slow_down("Exchange", context)
         assert self.behaviour.exchange is not None
         node_id = self._node(context)
         exchange = convert.exchange_from_proto(node_id, request)
@@ -122,6 +126,7 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         return self._counted(node_id, "leave", request, convert.left_to_proto(msg.Left(())))
 
     def BlobState(self, request: Any, context: Any) -> pb.BlobStateReply:  # noqa: N802
+        self._slow_down("BlobState", context)
         if self.behaviour.refusal:
             context.abort(*self.behaviour.refusal)
         digest = request.digest.hex()
@@ -131,6 +136,7 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         return self._counted(self._node(context), "blob_state", request, reply)
 
     def PutBlob(self, request_iterator: Any, context: Any) -> pb.BlobStateReply:  # noqa: N802
+        self._slow_down("PutBlob", context)
         node_id, upload = self._node(context), None
         for taken, part in enumerate(request_iterator, start=1):
             if upload is None:
@@ -155,6 +161,7 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         return reply
 
     def GetBlob(self, request: Any, context: Any) -> Iterator[pb.BlobPart]:  # noqa: N802
+        self._slow_down("GetBlob", context)
         node_id, kind = self._node(context), kind_of(request.name)
         self.ledger.message(node_id, kind, "up", request.ByteSize())
         data = self.behaviour.get_sends or self.blobs.get(request.digest.hex())
@@ -183,6 +190,13 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         hung_up = threading.Event()
         if context.add_callback(hung_up.set):
             hung_up.wait()
+
+    def _slow_down(self, method: str, context: Any) -> None:
+        left = self.behaviour.slow_down.get(method, 0)
+        if left:
+            self.behaviour.slow_down[method] = left - 1
+            context.set_trailing_metadata(((WAIT_KEY, "10"),))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "asked more than 20 times a second")
 
     def _node(self, context: Any) -> str:
         return certificate_facts(context.auth_context()["x509_pem_cert"][0]).node_id

@@ -22,22 +22,24 @@ VOCABULARY, LENGTH, TRAIN, HELDOUT = 32, 16, 96, 20
 SHAPE = {"hidden": 8, "layers": 1, "heads": 2, "feed_forward": 8}
 
 
-def write_tiny_corpus(folder: Path, seed: int = 1) -> TokenCorpus:
+def write_tiny_corpus(
+    folder: Path, seed: int = 1, *, vocabulary: int = VOCABULARY, length: int = LENGTH
+) -> TokenCorpus:
     """A corpus folder as `prepare` would write it, of random tokens."""
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "tokenizer" / "tokenizer.json").write_bytes(b"{}")
     random = np.random.default_rng(seed)
     splits = {}
     for name, count in (("train", TRAIN), ("heldout", HELDOUT)):
-        data = random.integers(0, VOCABULARY, (count, LENGTH)).astype("<u2").tobytes()
+        data = random.integers(0, vocabulary, (count, length)).astype("<u2").tobytes()
         (folder / f"{name}-00000.bin").write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         entry = ShardEntry(file=f"{name}-00000.bin", sequences=count, sha256=digest)
         splits[name] = SplitManifest(shards=(entry,), documents=count)
     manifest = CorpusManifest(
-        sequence_tokens=LENGTH,
+        sequence_tokens=length,
         dtype="uint16",
-        vocabulary=VOCABULARY,
+        vocabulary=vocabulary,
         tokenizer_sha256=hashlib.sha256(b"{}").hexdigest(),
         **splits,
     )

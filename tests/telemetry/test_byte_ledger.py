@@ -84,6 +84,8 @@ def test_many_threads_count_at_once() -> None:
         ("config", "", "config", "weights"),
         ("Exchange", "", "exchange", "coordination"),
         ("text", "", "text", "data"),
+        ("audit", "audit/1/shard/0", "audit", "coordination"),
+        ("a name that a peer made up", "", "other", "coordination"),
     ],
 )
 def test_what_travels_has_a_line_and_a_category(

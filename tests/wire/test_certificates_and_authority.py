@@ -140,3 +140,27 @@ def test_rubbish_is_malformed(data: bytes) -> None:
         certificate_facts(data)
     with pytest.raises(Malformed):
         public_key_sha256(data)
+
+
+def test_certificates_of_kinds_that_we_never_make_are_malformed(
+    authority: CertificateAuthority,
+) -> None:
+    der = authority.certificate_der
+    version = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1)  # X.509 of 2040
+    curve = der.replace(bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030109"), 1)
+    assert der not in (version, curve)
+    for odd in (version, curve):
+        for read in (
+            certificate_facts,
+            public_key_sha256,
+            lambda data: verify_issued_by(authority.certificate_der, data),
+            lambda data: verify_issued_by(data, authority.certificate_der),
+        ):
+            with pytest.raises(Malformed):
+                read(odd)
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "two\nlines", "\u202e"])
+def test_a_certificates_names_can_be_shown(name: str) -> None:
+    with pytest.raises(Malformed):
+        certificate_facts(CertificateAuthority.create(name, NOW).certificate_der)

@@ -19,7 +19,9 @@ from smalltalk_fed.wire import convert, convert_admin, values
 from smalltalk_fed.wire.certificates import make_key, make_request, public_key_sha256
 from smalltalk_fed.wire.token import secret_sha256
 
-texts = st.text(max_size=500)
+# One line that can be shown: anything else is refused, and our own reasons are made such.
+printable = st.characters(categories=("L", "N", "P", "S")) | st.just(" ")
+texts = st.text(printable, max_size=500).map(lambda text: " ".join(text.split()))
 names = st.text(string.ascii_letters + string.digits + "-_.", min_size=1, max_size=64)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -45,13 +47,13 @@ units = st.builds(Unit, keys, blob_lists(5))
 results = st.builds(Result, unit_ids, blob_lists(4), figures, st.sampled_from([b"", b"s" * 64]))
 capabilities = st.builds(
     msg.Capabilities,
-    device=st.text(max_size=200),
+    device=st.text(printable, max_size=200),
     threads=st.integers(0, 2**32 - 1),
     memory_bytes=integers,
     tokens_per_s=st.floats(0, 1e12),
     corpus_digest=digests,
     corpus_bytes=integers,
-    software=st.text(max_size=200),
+    software=st.text(printable, max_size=200),
 )
 exchanges = st.builds(
     msg.Exchange,
@@ -181,6 +183,14 @@ def test_fraction_beyond_one_is_refused() -> None:
         convert.exchange_from_proto("n", pb.ExchangeRequest(working=working))
 
 
+@pytest.mark.parametrize("reason", ["\x1b]0;owned\x07", "two\nlines", "\u202egnirts", "\x00"])
+def test_texts_that_could_play_with_a_terminal_are_refused_and_never_sent(reason: str) -> None:
+    with pytest.raises(Malformed, match="can't be shown"):
+        convert.leave_from_proto("n-1", pb.LeaveRequest(reason=reason))
+    ours = convert.leave_to_proto(msg.Leave("n-1", 1, reason))
+    assert convert.leave_from_proto("n-1", ours).reason.isprintable()
+
+
 @pytest.mark.parametrize("length", [0, 31, 33])
 def test_digest_has_32_bytes(length: int) -> None:
     with pytest.raises(Malformed, match="digest"):
@@ -256,3 +266,20 @@ def test_arbitrary_bytes_never_do_worse_than_a_peer_error(data: bytes, kind: typ
     }
     with contextlib.suppress(DecodeError, PeerError):
         readers[kind](kind.FromString(data))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("odd", ["\x1b[2J", "two\nlines", "\u202eright to left", "a\0b", "\r"])
+def test_nobody_writes_into_anothers_terminal(odd: str) -> None:
+    refused = [
+        lambda: convert.leave_from_proto("n", pb.LeaveRequest(reason=odd)),
+        lambda: convert.order_from_proto(pb.ExchangeReply(reason=odd, heartbeat_s=1)),
+        lambda: convert.capabilities_from_proto(pb.Capabilities(device=odd)),
+        lambda: values.figures_from_proto([pb.Figure(name=odd, value=1)]),
+        lambda: values.blob_from_proto(pb.BlobRef(name=odd, digest=b"d" * 32)),
+        lambda: convert_admin.pause_from_proto(pb.PauseRequest(reason=odd)),
+    ]
+    for read in refused:
+        with pytest.raises(Malformed, match="can't be shown"):
+            read()
+    sent = convert.leave_to_proto(msg.Leave("n", 1, f"it said: {odd}"))
+    assert convert.leave_from_proto("n", sent).reason.isprintable()

@@ -135,7 +135,8 @@ def test_parameters_of_the_expected_tensors_are_the_shapes_own_count(preset: str
 
 
 def test_expected_tensors_are_those_of_transformers() -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     shape = ModelShape(hidden=16, layers=2, heads=2, feed_forward=24)
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(

@@ -1,0 +1,43 @@
+"""What the command line of `smalltalk-node run` says, and what follows from it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from smalltalk_node.limits import Limits
+from smalltalk_node.machine import likely_device
+from smalltalk_node.outgoing import Outgoing
+from smalltalk_node.recording import EgressRecorder
+
+log = logging.getLogger("smalltalk.node")
+
+
+@dataclass(frozen=True)
+class Options:
+    """`threads` 0: the manifest's, or torch's own choice. `recorder` writes down what leaves."""
+
+    corpus: Path | None = None
+    device: str = "auto"
+    threads: int = 0
+    limits: Limits = Limits()
+    recorder: EgressRecorder | None = None
+
+    def outgoing(self) -> Outgoing:
+        """What messages go out through."""
+        return Outgoing(self.recorder, self.limits.up_mbit)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether an NVIDIA GPU will compute, as far as can be known without torch."""
+        device = likely_device() if self.device == "auto" else self.device
+        return device.startswith("cuda")
+
+    @property
+    def compute_device(self) -> str:
+        """The device to compute on: one GPU where limits hold for a single process only."""
+        if self.limits.one_process and self.on_gpu and self.device in ("auto", "cuda"):
+            log.info("one GPU is used, since a share of the time or of its memory is limited")
+            return "cuda:0"
+        return self.device

@@ -1,0 +1,65 @@
+"""docs/egress.md out of the declarations that encode messages, so that no field is left out.
+
+`make docs` writes it; a test compares. The rows are `egress`'s; here they become a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from smalltalk_fed.wire.egress import FIGURES, EgressRow, egress_rows
+
+INTRODUCTION = """# What can leave a node
+
+Made from the code by `make docs`: the rows come from the very messages that a node encodes, and
+a test fails when a message has a field that is not in here. This is all of it; a node sends
+nothing to anybody but the coordinator that its join token names, and to that one only what
+follows. No text, no tokens of text, no gradients, no activations, no optimizer states.
+
+`smalltalk-node --explain-egress --dir DIR` prints the same with the limits of the run that the
+node has joined. `smalltalk-node run --record-egress FILE` writes down every message before it is
+encrypted, byte for byte, and `smalltalk-node egress FILE` holds them against this list: each
+must be one of these requests, with no byte that its fields don't account for, and each blob one
+of those below, within its size; `--find TEXT` looks for a text of yours in all that left.
+
+In the regime `shared` every node can read the one corpus, so that scores and ids tell nobody
+anything about text that they don't have.
+"""
+
+WORDS_IN_TEXTS = """## Fields that hold words
+
+`reason` of a failure is an error's sentence and may name a path on this machine; `software` are
+versions; `name` is what was given with `--name` (the host's name if nothing was). Everything
+else is numbers, digests, signatures, and names that this program itself fixes.
+"""
+
+
+def markdown() -> str:
+    """The whole page."""
+    parts, rows = [INTRODUCTION], egress_rows()
+    calls: dict[str, list[EgressRow]] = {}
+    for row in rows:
+        if not row.field.startswith("data: "):
+            calls.setdefault(row.call, []).append(row)
+    for call, of_call in calls.items():
+        parts.append(f"## {call}\n\nSent {of_call[0].when}.\n")
+        parts.append(
+            _table(("field", "what", "size"), [(r.field, r.what, r.size) for r in of_call])
+        )
+    parts.append("## Blobs\n\nOutputs of work units; the `data` of PutBlob, in parts.\n")
+    blobs = [
+        (row.field.removeprefix("data: "), row.what, row.when, row.size)
+        for row in rows
+        if row.field.startswith("data: ")
+    ]
+    parts.append(_table(("blob", "what", "when", "size"), blobs))
+    parts.append("## Figures\n\nNumbers that are told of a unit, 8 bytes each.\n")
+    parts.append(_table(("figure", "what"), list(FIGURES.items())))
+    parts.append(WORDS_IN_TEXTS)
+    return "\n".join(parts)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += [f"| `{name}` | " + " | ".join(rest) + " |" for name, *rest in rows]
+    return "\n".join(lines) + "\n"
