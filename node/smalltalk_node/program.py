@@ -42,6 +42,7 @@ from smalltalk_node.joining import (
     checked_manifest,
     corpus_bytes,
     join_patiently,
+    learn_addresses,
     open_corpus,
 )
 from smalltalk_node.limits import refuse
@@ -221,6 +222,7 @@ class Program:
         except UserError as error:
             self._leave(None, str(error))
             raise
+        self._connection.trust(welcome.coordinator_key, manifest.run_id)
         self._folder.file(MANIFEST_FILE).write_bytes(welcome.manifest)
         self._identity = self._folder.remember(
             run_id=manifest.run_id,
@@ -254,7 +256,9 @@ class Program:
             if self._stopping.wait(wait_s):
                 raise KeyboardInterrupt
 
-        return join_patiently(self._connection, join, wait)
+        welcome = join_patiently(self._connection, join, wait)
+        self._identity = learn_addresses(self._folder, self._connection, welcome)
+        return welcome
 
     # ----------------------------------------------------------------------- work and records
 

@@ -140,6 +140,8 @@ def _calls(run: RunLimits) -> list[Row]:
         ("calls at once", f"200, and 4 for each expert and 16 more ({allowed.calls_burst:.0f} with "
          "the defaults); again so many when a result counts", "told, slowed, dropped"),
         ("calls a second after that", f"{allowed.calls_per_s:g}", "told, slowed, dropped"),
+        ("calls that come all at once", f"{limits.TURNS_AT_ONCE:g}",
+         f"take turns, {1000 * limits.TURN_S:g} ms apart"),
         ("`Join`, `Leave`, a result", f"count as {limits.COSTLY_CALL:g} calls more", ""),
         ("a call that is refused", f"counts as {limits.FAULT_CALLS:g} calls more", ""),
         ("refusals that are answered at once", f"{limits.TOLD_MAX}",
