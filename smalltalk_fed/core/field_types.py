@@ -50,9 +50,7 @@ def _check(annotation: Any) -> Check:
         return lambda value: _integer(value) or (type(value) is float and math.isfinite(value))
     if annotation is int:
         return _integer
-    if annotation in (None, types.NoneType):  # the values of a dictionary that is an ordered set
-        return lambda value: value is None
-    kind: type = annotation
+    kind: type = type(None) if annotation is None else annotation  # as in dict[str, None]
     if is_dataclass(kind):
         return lambda value: type(value) is kind and not wrong_field(value)
     return lambda value: isinstance(value, kind)
