@@ -101,7 +101,7 @@ def decoders() -> list[Decoder]:
         Decoder("node.json", _identity, user, (_node_json(),), json=True),
         Decoder("limits.toml", _limits, user, (b'hours = "22-7"\nmemory_gb = 4.5\nshare = 1\n',)),
         Decoder("egress record", _record, user, (_good_record(),)),
-        Decoder("addresses.json", _addresses, user, (_addresses_json(),), json=True),
+        Decoder("addresses.json", _addresses, user, (_addresses_json(), TWO_PAIRS), json=True),
         Decoder("manifest.json", _run_folder, user, (make_manifest().to_bytes(),), json=True),
         Decoder("private key", _private_key, user, (blobs.private_key(),)),
         Decoder("journal event", _event, world, _events()),
@@ -260,8 +260,11 @@ def _run_files(path: Path) -> None:
     (path / "addresses.json").write_bytes(_addresses_json())
 
 
+TWO_PAIRS = b'{"run": ["a:1", "[::1]:1"], "enrolment": ["a:2", "[::1]:2"]}'
+
+
 def _addresses_json() -> bytes:
-    return b'{"run": ["127.0.0.1:4100", "h:1"], "enrolment": ["127.0.0.1:4101", "h:2"]}'
+    return b'{"run": "127.0.0.1:4100", "enrolment": "127.0.0.1:4101"}'
 
 
 def _addresses(data: bytes) -> object:
