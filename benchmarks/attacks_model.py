@@ -18,6 +18,7 @@ from attacks_lies import Blobs
 from safetensors.numpy import load, save
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.config.model_config import model_config
 from smalltalk_fed.core.units import HELDOUT, Unit, UnitKey, UnitKind
 from smalltalk_fed.host.jobs import capacity
 from smalltalk_fed.mixture.assignment import assign, route
@@ -85,8 +86,11 @@ class Model:
             case UnitKind.SHARD:
                 return {"experts": self._shard(unit.key, inputs)}
             case UnitKind.TRAIN_EXPERT:
+                config = self.manifest.config
+                shape, length = config.expert.model, config.sequence.length
+                table = model_config(shape, self.manifest.vocabulary, length)
                 return {
-                    "config": json.dumps({"model_type": "llama"}).encode(),
+                    "config": json.dumps(table).encode(),
                     "weights": self._trained(decode_ids(inputs["segment"]), unit.key.expert),
                 }
             case UnitKind.AUDIT:

@@ -1,7 +1,7 @@
 """How far apart honest results and lies are, by the figures that audits go by.
 
     python benchmarks/verdicts.py [--seed 1] [--experts 4] [--rounds 24] [--chunk 2560]
-        [--domains python,scripture] [--steps 100] [--corpus FOLDER] [--json]
+        [--domains python,scripture] [--steps 100] [--no-audits] [--corpus FOLDER] [--json]
 
 Real rounds of the demo's recipe in one process (Algorithm 1), E routers, then E experts of
 `--steps` steps. After every round each router is audited by real opinions; every third round a
@@ -42,7 +42,7 @@ from smalltalk_fed.train.experts import train_expert
 from smalltalk_fed.train.scoring import score
 from smalltalk_fed.train.units import build_router, router_round
 
-POOL, DRAWS = 384, 12  # opinions of many sequences, of which samples are taken
+SAMPLE, POOL, DRAWS = 32, 384, 12  # opinions of many sequences, of which samples are taken
 LIE_EVERY = 3
 
 
@@ -73,22 +73,18 @@ class Tally:
 
 
 def samples(parts: dict[str, np.ndarray], count: int) -> Iterator[dict[str, np.ndarray]]:
-    """Opinions of `count` sequences out of a large one."""
+    """Opinions of `count` sequences each out of a large one."""
     for draw in range(DRAWS):
-        yield {
-            name: scores[draw * count : (draw + 1) * count] if count * DRAWS <= POOL
-            else scores[training_order(draw, np.arange(POOL), count, name.split("_")[0])]
-            for name, scores in parts.items()
-        }  # fmt: skip
+        yield {name: scores[draw * count : (draw + 1) * count] for name, scores in parts.items()}
 
 
 class Rounds:
     """Algorithm 1 with audits of everything."""
 
     def __init__(
-        self, manifest: RunManifest, corpus: TokenCorpus, count: int, keep: Path | None = None
+        self, manifest: RunManifest, corpus: TokenCorpus, audits: bool, keep: Path | None = None
     ) -> None:
-        self.manifest, self.corpus, self.count, self.keep = manifest, corpus, count, keep
+        self.manifest, self.corpus, self.audits, self.keep = manifest, corpus, audits, keep
         self.honest, self.wrong = Tally(), Tally()
         self.by_round: list[dict[str, object]] = []
         self.routers: list[bytes | None] = [None] * manifest.experts
@@ -108,7 +104,7 @@ class Rounds:
                 result = router_round(self.manifest, self.corpus, e, number, before, share)
                 results.append(result)
                 self._audit(e, number, before, result.parameters, share, self.honest, row)
-                if number % LIE_EVERY == 1 and self.count:
+                if number % LIE_EVERY == 1 and self.audits:
                     rest = np.setdiff1d(ids, share)
                     other = training_order(number, rest, min(len(share), len(rest)), "lie", e)
                     lie = router_round(self.manifest, self.corpus, e, number, before, other)
@@ -126,14 +122,14 @@ class Rounds:
         self, expert: int, number: int, before: bytes | None, after: bytes, share: np.ndarray,
         tally: Tally, row: dict[str, object], prefix: str = "",
     ) -> None:  # fmt: skip
-        if not self.count:
+        if not self.audits:
             return
         target = UnitKey(UnitKind.ROUTER_ROUND, expert, number)
         auditor = Auditor(self.manifest, self.corpus, target, 1)
         data = auditor.router_round(before, after, share)
         parts = decode_opinion(self.manifest, target, data)
         leads = []
-        for opinion in samples(parts, self.count):
+        for opinion in samples(parts, SAMPLE):
             finding = router_finding(self.manifest, opinion, opinion.get("next"))
             tally.add(finding)
             if "share_lead" in finding.figures:
@@ -183,7 +179,7 @@ def experts_apart(rounds: Rounds, folder: Path) -> tuple[Tally, Tally]:
             segment = np.flatnonzero(expert_N == place)
             data = auditor.expert(weights[trained], routers, segment, routed_N)
             parts = decode_opinion(manifest, target, data)
-            for opinion in samples(parts, rounds.count):
+            for opinion in samples(parts, SAMPLE):
                 tally = honest if place == trained else wrong
                 tally.add(expert_finding(manifest, opinion, {}))
     return honest, wrong
@@ -208,7 +204,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--chunk", type=int, default=2560)
-    parser.add_argument("--sample", type=int, default=32, help="0: look at score blocks only")
+    parser.add_argument("--no-audits", action="store_true", help="of routers: blocks only")
     parser.add_argument("--steps", type=int, default=100, help="of each expert; 0: no experts")
     parser.add_argument("--domains", default="", help="of the text pack, all by default")
     parser.add_argument("--corpus", type=Path)
@@ -222,7 +218,7 @@ def main() -> None:
             if arguments.corpus
             else pack_corpus(Path(place), domains=domains)
         )
-        rounds = Rounds(make(arguments, corpus), corpus, arguments.sample, arguments.keep)
+        rounds = Rounds(make(arguments, corpus), corpus, not arguments.no_audits, arguments.keep)
         rounds.run()
         report: dict[str, object] = {
             "rounds": rounds.by_round,
