@@ -1,17 +1,20 @@
 """One node floods a coordinator: what do fifty honest ones feel of it?
 
-    python benchmarks/flood.py [--kinds exchange,join,garbage,upload,download] [--json]
+    python benchmarks/flood.py [--kinds compute,exchange,join,garbage,upload,download] [--json]
 
 One real `smalltalk-coordinator serve`, one process of honest nodes, one that floods
 (`flood_nodes.py`), on the same machine over real mutual TLS. Honest nodes say four times a
 second where they are, and fetch a small blob now and then; their latencies are measured.
 Quiet and flooded phases take turns, and each flooded phase has a new flooder, so that its
-first burst is in every one of them. The flooder has the lowest priority: the honest nodes'
-own share of the cores is not what is measured. A row a kind of flood:
+first burst is in every one of them. The flooder has a low priority: the honest nodes' own
+share of the cores is not what is measured. The kind `compute` sends nothing and computes as
+much as it can: what it costs the honest nodes is this machine's part of every row. On a busy
+machine `chrt -r 1 python benchmarks/flood.py` (as root) leaves other work out of the figures. A
+row a kind of flood:
 
     quiet_p99_ms, flooded_p99_ms, ratio     of the honest nodes' questions
     fetch_quiet_p99_ms, fetch_flooded_p99_ms  of their downloads
-    calls_per_s, refused, dropped           what the flooder did, and whether it was dropped
+    calls_per_s, refused, dropped, why      what the flooder did, and what it was told last
     failures                                honest calls that were not answered (must be 0)
 """
 
@@ -26,6 +29,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,17 +38,25 @@ from load import enrol, heard, make_run, percentile_ms, tell
 from process_facts import cpu_s, status_mb
 
 HERE = Path(__file__).parent
-KINDS = ("exchange", "join", "garbage", "upload", "download")
+KINDS = ("compute", "exchange", "join", "garbage", "upload", "download")
 
 
-def spawn(stack: ExitStack, table: Path, *arguments: str, nice: int = 0) -> subprocess.Popen[str]:
+def behind_the_others() -> None:
+    """Give way to coordinator and honest nodes, also if they have a real-time priority."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    os.nice(10)
+
+
+def spawn(
+    stack: ExitStack, table: Path, *arguments: str, before: Callable[[], None] | None = None
+) -> subprocess.Popen[str]:
     """A process of `flood_nodes.py`."""
     child = subprocess.Popen(
         [sys.executable, str(HERE / "flood_nodes.py"), str(table), *arguments],
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        preexec_fn=lambda: os.nice(nice),
+        preexec_fn=before,
     )
     stack.callback(child.kill)
     return child
@@ -95,7 +107,7 @@ def measure(stack: ExitStack, folder: Path, arguments: argparse.Namespace) -> di
         for kind in kinds:
             quiet = time.monotonic()
             time.sleep(arguments.seconds)
-            child = spawn(stack, table, kind, "--node", str(flooder), nice=19)
+            child = spawn(stack, table, kind, "--node", str(flooder), before=behind_the_others)
             flooder += 1
             heard(child)  # it is connected
             quiet_end = flooded = time.monotonic()
@@ -153,6 +165,7 @@ def row(
         "mb_per_s": round(sum(flood["bytes"] for flood in floods) / seconds / 1e6, 1),
         "refused": sum(flood["refused"] for flood in floods),
         "dropped": sum(flood["dropped"] for flood in floods),
+        "why": floods[-1]["why"],
         "failures": said["failures"],
     }
 
@@ -162,8 +175,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Flood a coordinator from one node.")
     parser.add_argument("--kinds", default=",".join(KINDS), help="which, with commas")
     parser.add_argument("--nodes", type=int, default=50, help="honest ones")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a phase")
-    parser.add_argument("--cycles", type=int, default=4, help="phases of each kind, and quiet ones")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a phase")
+    parser.add_argument("--cycles", type=int, default=2, help="phases of each kind, and quiet ones")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

@@ -15,6 +15,7 @@ import os
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from smalltalk_fed.wire.certificates import SERVER_NAME
 from smalltalk_fed.wire.signing import SigningKey
 
 STREAMS = 64
+# More would only take each other's places.
+AT_A_TIME = {"upload": 3, "download": 2, "compute": 1}
 PART_BYTES = 256 * 1024
 BEAT_S = 0.25
 FETCH_EVERY = 8  # heartbeats
@@ -156,7 +159,12 @@ def flood_of(kind: str, table: Table, node: Node) -> Callable[[], Awaitable[int]
     async def download() -> int:
         return await fetch(node, blob)
 
+    async def compute() -> int:
+        await asyncio.sleep(0)
+        return len(hashlib.sha256(junk).digest()) * 0
+
     return {
+        "compute": compute,
         "exchange": exchange,
         "join": join,
         "garbage": garbage,
@@ -169,8 +177,9 @@ async def flood(table: Table, kind: str, number: int) -> None:
     """Between two lines on stdin, call without a pause."""
     node = Node(table, table["flooders"][number])
     await node.join()
-    call, rows = flood_of(kind, table, node), {"calls": 0, "refused": 0, "dropped": 0, "bytes": 0}
-    streams = 4 if kind == "upload" else STREAMS  # each of these has megabytes in hand
+    call, why = flood_of(kind, table, node), Counter[str]()
+    rows: dict[str, Any] = {"calls": 0, "refused": 0, "dropped": 0, "bytes": 0}
+    streams = AT_A_TIME.get(kind, STREAMS)
     say({"connected": 1})
     await asyncio.to_thread(sys.stdin.readline)
 
@@ -182,12 +191,13 @@ async def flood(table: Table, kind: str, number: int) -> None:
             except grpc.aio.AioRpcError as error:
                 rows["refused"] += 1
                 rows["dropped"] |= "is not heard" in str(error.details())
+                why[f"{error.code().name}: {error.details()}"[:100]] += 1
 
     tasks = [asyncio.create_task(stream()) for _ in range(streams)]
     await asyncio.to_thread(sys.stdin.readline)
     for task in tasks:
         task.cancel()
-    say(rows)
+    say({**rows, "why": [f"{count} x {what}" for what, count in why.most_common(2)]})
 
 
 def say(line: dict[str, Any]) -> None:

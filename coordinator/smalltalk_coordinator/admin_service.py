@@ -1,4 +1,7 @@
-"""The operator's calls, on the run's port: status, invite, revoke, readmit, pause, resume."""
+"""The operator's calls, on the run's port: status, invite, revoke, readmit, pause, resume.
+
+Whoever calls is looked at before what it says is read.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from smalltalk_coordinator.calls import caller, served
 from smalltalk_fed.core import messages as msg
@@ -36,45 +40,50 @@ class AdminService(pb_grpc.AdminServicer):
         self, request: pb.InviteRequest, context: grpc.aio.ServicerContext
     ) -> pb.AdminReply:
         """Make an invitation; its secret stays with the operator."""
-        return await self._do(convert_admin.invite_from_proto(request), context)
+        return await self._do(context, convert_admin.invite_from_proto, request)
 
     @served
     async def CancelInvite(  # noqa: N802
         self, request: pb.CancelInviteRequest, context: grpc.aio.ServicerContext
     ) -> pb.AdminReply:
         """Void an invitation."""
-        return await self._do(convert_admin.cancel_invite_from_proto(request), context)
+        return await self._do(context, convert_admin.cancel_invite_from_proto, request)
 
     @served
     async def Revoke(  # noqa: N802
         self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext
     ) -> pb.AdminReply:
         """Shut a node out."""
-        return await self._do(convert_admin.revoke_from_proto(request), context)
+        return await self._do(context, convert_admin.revoke_from_proto, request)
 
     @served
     async def Readmit(  # noqa: N802
         self, request: pb.ReadmitRequest, context: grpc.aio.ServicerContext
     ) -> pb.AdminReply:
         """Let a quarantined node work again."""
-        return await self._do(convert_admin.readmit_from_proto(request), context)
+        return await self._do(context, convert_admin.readmit_from_proto, request)
 
     @served
     async def Pause(  # noqa: N802
         self, request: pb.PauseRequest, context: grpc.aio.ServicerContext
     ) -> pb.AdminReply:
         """Give out no more work."""
-        return await self._do(convert_admin.pause_from_proto(request), context)
+        return await self._do(context, convert_admin.pause_from_proto, request)
 
     @served
     async def Resume(  # noqa: N802
         self, request: pb.ResumeRequest, context: grpc.aio.ServicerContext
     ) -> pb.AdminReply:
         """Go on."""
-        return await self._do(msg.Resume(), context)
+        return await self._do(context, lambda request: msg.Resume(), request)
 
-    async def _do(self, message: msg.Request, context: grpc.aio.ServicerContext) -> pb.AdminReply:
+    async def _do(
+        self,
+        context: grpc.aio.ServicerContext,
+        read: Callable[[Any], msg.Request],
+        request: Message,
+    ) -> pb.AdminReply:
         caller(context, self._host.clock, "operator")
-        done = await self._host.ask(message)
+        done = await self._host.ask(read(request))
         assert isinstance(done, msg.Done)
         return convert_admin.done_to_proto(done)

@@ -8,40 +8,31 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from smalltalk_coordinator import tables, trace_table
-from smalltalk_coordinator.operator_client import NotServing, OperatorClient
+from smalltalk_coordinator import invitations, tables, trace_table
+from smalltalk_coordinator.asking import ask, status_of
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.errors import OurError, UserError
+from smalltalk_fed.errors import OurError
+from smalltalk_fed.host.addresses import Addresses
 from smalltalk_fed.host.audit import audit
 from smalltalk_fed.host.backup import backup as make_backup
 from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.host.export import export_assignments
-from smalltalk_fed.host.folder import Addresses, RunFolder
-from smalltalk_fed.host.offline import decide_offline, status_offline
+from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.trace import trace_node
 from smalltalk_fed.telemetry import logs
 from smalltalk_fed.telemetry.console import EXIT_CODES, program, run_program
-from smalltalk_fed.wire.token import (
-    JoinToken,
-    check_address,
-    encode_token,
-    new_secret,
-    secret_sha256,
-)
 
 NAME = "smalltalk-coordinator"
+RUN_ADDRESS, ENROL_ADDRESS = "127.0.0.1:7070", "127.0.0.1:7071"
 app = program(NAME, "Organise a run: invite nodes, hand out work, keep the journal.")
 
 Dir = Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-OperatorMessage = (
-    msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Readmit | msg.Pause | msg.Resume
-)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -53,20 +44,26 @@ def init(
         list[str] | None, typer.Option("--set", help="Change one key: --set run.seed=2")
     ] = None,
     run_address: Annotated[
-        str, typer.Option(help="host:port for nodes, as they dial it.")
-    ] = "127.0.0.1:7070",
+        list[str] | None,
+        typer.Option(
+            help="host:port for nodes, as they dial it; again for a further one.",
+            show_default=RUN_ADDRESS,
+        ),
+    ] = None,
     enrol_address: Annotated[
-        str, typer.Option(help="host:port for newcomers, as they dial it.")
-    ] = "127.0.0.1:7071",
+        list[str] | None,
+        typer.Option(
+            help="host:port for newcomers, as they dial it; one for each --run-address.",
+            show_default=ENROL_ADDRESS,
+        ),
+    ] = None,
 ) -> None:
     """Make a run folder: manifest, certificate authority, keys."""
     parsed = load_config(config, settings or ())
-    addresses = Addresses(check_address(run_address), check_address(enrol_address))
-    if run_address == enrol_address:
-        raise UserError(f"both ports are {run_address}; give two different ones.")
+    where = Addresses.of(run_address or [RUN_ADDRESS], enrol_address or [ENROL_ADDRESS])
     text = config.read_text(encoding="utf-8") if config else "# the defaults\n"
     text += "".join(f"# --set {setting}\n" for setting in settings or ())
-    run = RunFolder.create(folder, parsed, text, corpus, addresses, SystemClock().now())
+    run = RunFolder.create(folder, parsed, text, corpus, where, SystemClock().now())
     typer.echo(f"run {run.manifest.run_id} is in {folder}; next:", err=True)
     typer.echo(f"  {NAME} serve {folder}\n  {NAME} invite {folder}", err=True)
 
@@ -84,36 +81,12 @@ def serve(
     one_heap()
     logs.set_up(as_json=log_json, verbose=verbose)
     run = RunFolder.open(folder)
-    where = f"nodes at {run.addresses.run}, newcomers at {run.addresses.enrolment}"
+    where = "; ".join(f"nodes at {a}, newcomers at {b}" for a, b in run.addresses.pairs)
     with run.locked():
         asyncio.run(serve_run(run, lambda: typer.echo(f"serving {run.manifest.run_id}: {where}")))
 
 
-@app.command(epilog=EXIT_CODES)
-def invite(
-    folder: Dir,
-    uses: Annotated[int, typer.Option(min=1, help="How many machines may use it.")] = 1,
-    hours: Annotated[float, typer.Option(min=0.01, help="Valid for so long.")] = 72.0,
-    name: Annotated[str, typer.Option(help="A note for yourself.")] = "",
-    cancel: Annotated[
-        str, typer.Option(help="Void the invitation that begins so (see `status --json`).")
-    ] = "",
-) -> None:
-    """Print a join token: one line for a node operator."""
-    run = RunFolder.open(folder)
-    if cancel:
-        typer.echo(_do(run, msg.CancelInvite(cancel)))
-        return
-    secret, expires_at = new_secret(), SystemClock().now() + hours * 3600
-    _do(run, msg.MakeInvite(secret_sha256(secret), expires_at, uses, name))
-    token = JoinToken(
-        run.addresses.run,
-        run.addresses.enrolment,
-        run.authority().certificate_der,
-        secret,
-        int(expires_at),
-    )
-    typer.echo(encode_token(token))
+app.command(epilog=EXIT_CODES)(invitations.invite)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -137,14 +110,14 @@ def status(
         _audit(run, as_json)
         return
     if as_json and not watch:
-        typer.echo(json.dumps(_status(run)))
+        typer.echo(json.dumps(status_of(run)))
         return
     if not watch:
-        tables.show(_status(run))
+        tables.show(status_of(run))
         return
     with tables.live() as refresh:
         while True:
-            current = _status(run)
+            current = status_of(run)
             if as_json:
                 sys.stdout.write(json.dumps(current) + "\n")
                 sys.stdout.flush()
@@ -160,7 +133,10 @@ def revoke(
     reason: Annotated[str, typer.Option(help="What its operator is told.")] = "by the operator",
 ) -> None:
     """Shut a node out for good; its work goes to others."""
-    typer.echo(_do(RunFolder.open(folder), msg.Revoke(node, reason)))
+    typer.echo(ask(RunFolder.open(folder), msg.Revoke(node, reason)))
+
+
+app.command(epilog=EXIT_CODES)(invitations.addresses)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -169,7 +145,7 @@ def readmit(
     node: Annotated[str, typer.Argument(help="The node's id, as in `status`.")],
 ) -> None:
     """Let a quarantined node work again, as a newcomer whose first units are checked."""
-    typer.echo(_do(RunFolder.open(folder), msg.Readmit(node)))
+    typer.echo(ask(RunFolder.open(folder), msg.Readmit(node)))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -192,13 +168,13 @@ def pause(
     reason: Annotated[str, typer.Option(help="Shown to all.")] = "paused by the operator",
 ) -> None:
     """Hand out no more work; units in work may be finished."""
-    typer.echo(_do(RunFolder.open(folder), msg.Pause(reason)))
+    typer.echo(ask(RunFolder.open(folder), msg.Pause(reason)))
 
 
 @app.command(epilog=EXIT_CODES)
 def resume(folder: Dir) -> None:
     """Go on after `pause`."""
-    typer.echo(_do(RunFolder.open(folder), msg.Resume()))
+    typer.echo(ask(RunFolder.open(folder), msg.Resume()))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -227,25 +203,6 @@ def backup(
         f"are in {target}; to go on from there: {NAME} serve {target}",
         err=True,
     )
-
-
-def _do(run: RunFolder, message: OperatorMessage) -> str:
-    """Ask the serving coordinator, or decide here if none serves."""
-    with OperatorClient(run) as client:
-        try:
-            return client.do(message)
-        except NotServing:
-            pass
-    answer = decide_offline(run, message, SystemClock())
-    return answer.reason if isinstance(answer, msg.Done) else str(answer)
-
-
-def _status(run: RunFolder) -> dict[str, Any]:
-    with OperatorClient(run) as client:
-        try:
-            return {**client.status(), "serving": True}
-        except NotServing:
-            return {**status_offline(run, SystemClock()), "serving": False}
 
 
 def _audit(run: RunFolder, as_json: bool) -> None:

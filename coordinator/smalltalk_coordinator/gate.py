@@ -5,8 +5,9 @@ calls and of bytes each way, which fills with time and is full again when a resu
 work is never slowed. Who overdraws is told the limit and how long to wait; who goes on nevertheless
 waits for that answer; who goes on after that is not heard for minutes, and then begins anew.
 Bytes are never refused, only paced. Of calls that are under way the oldest gives way: it is
-most likely one whose line broke. What is remembered is bounded. Pure: time is an argument,
-waiting and refusing are the carrier's part (`guard`).
+most likely one whose line broke. Calls that come all at once take turns, a few milliseconds
+apart, so that nobody else waits behind a row of them. What is remembered is bounded. Pure: time
+is an argument, waiting and refusing are the carrier's part (`guard`).
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class _Budget:
 @dataclass
 class _Caller:
     calls: _Budget
+    turns: _Budget
     up: _Budget
     down: _Budget
     refused: int = 0  # calls, since all was forgiven
@@ -79,10 +81,8 @@ class Gate:
 
     # ------------------------------------------------------------------------------- calls
 
-    def enter(self, who: str, method: str, call: object, now: float) -> object | None:
-        """Let a call in, before anything is done for it; `leave` must follow.
-
-        Returns the caller's oldest call of this method if it has too many: it must end.
+    def enter(self, who: str, method: str, now: float) -> float:
+        """Let a call in, before anything is done for it; returns the seconds until its turn.
 
         Raises:
             Overrun: the caller asks too often.
@@ -97,7 +97,17 @@ class Gate:
         if level < cost:
             self._refuse(who, caller, (cost - level) / allowed.calls_per_s, now)
         caller.calls.level -= cost
-        under_way = caller.under_way.setdefault(method, [])
+        turns = caller.turns.filled(limits.TURNS_AT_ONCE, 1 / limits.TURN_S, now)
+        caller.turns.level -= 1
+        return max(0.0, (1 - turns) * limits.TURN_S)
+
+    def begin(self, who: str, method: str, call: object, now: float) -> object | None:
+        """The call's turn has come; `leave` must follow.
+
+        Returns the caller's oldest call of this method if it has too many: it must end.
+        """
+        allowed = self._allowed
+        under_way = self._caller(who, now).under_way.setdefault(method, [])
         under_way.append(call)
         most = allowed.in_flight.get(method, allowed.in_flight_else)
         return under_way.pop(0) if len(under_way) > most else None
@@ -174,6 +184,7 @@ class Gate:
                 self._callers.popitem(last=False)
             caller = self._callers[who] = _Caller(
                 _Budget(allowed.calls_burst, now),
+                _Budget(limits.TURNS_AT_ONCE, now),
                 _Budget(allowed.bytes_up, now),
                 _Budget(allowed.bytes_down, now),
             )

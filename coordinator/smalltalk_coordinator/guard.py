@@ -97,8 +97,11 @@ class Guard(grpc.aio.ServerInterceptor):
         who, let_in = "", False
         try:
             who = self._identify(context)
-            oldest = self._gate.enter(who, method, task, self._clock.now())
+            turn_s = self._gate.enter(who, method, self._clock.now())
             let_in = True
+            if turn_s > 0:
+                await asyncio.sleep(turn_s)
+            oldest = self._gate.begin(who, method, task, self._clock.now())
             if isinstance(oldest, asyncio.Task):
                 self._gave_way.add(oldest)
                 oldest.cancel()

@@ -1,12 +1,12 @@
 """The operator's side of the admin service: a gRPC client with the operator's certificate.
 
-Talks to the coordinator that serves a run folder, from the machine that has the folder.
+Talks to the coordinator that serves a run folder, from the machine that has the folder; of its
+addresses the first that answers is used.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -19,6 +19,7 @@ from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.wire import convert_admin
 from smalltalk_fed.wire.certificates import SERVER_NAME
+from smalltalk_fed.wire.secret_files import read_secret
 
 TIMEOUT_S = 10.0
 Asked = msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Readmit | msg.Pause | msg.Resume
@@ -45,14 +46,19 @@ class OperatorClient:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         operator = folder.path / "operator"
-        credentials = grpc.ssl_channel_credentials(
+        self._credentials = grpc.ssl_channel_credentials(
             root_certificates=folder.authority().certificate_pem,
-            private_key=(operator / "key.pem").read_bytes(),
+            private_key=read_secret(operator / "key.pem", "the operator's key"),
             certificate_chain=(operator / "cert.pem").read_bytes(),
         )
+        self._left = list(folder.addresses.runs)
+        self._dial()
+
+    def _dial(self) -> None:
+        self._address = self._left.pop(0)
         self._channel = grpc.secure_channel(
-            folder.addresses.run,
-            credentials,
+            self._address,
+            self._credentials,
             options=(("grpc.ssl_target_name_override", SERVER_NAME),),
         )
         self._stub = pb_grpc.AdminStub(self._channel)
@@ -65,7 +71,7 @@ class OperatorClient:
 
     def status(self) -> dict[str, Any]:
         """The run as plain data."""
-        reply = self._call(self._stub.Status, pb.StatusRequest())
+        reply = self._call("Status", pb.StatusRequest())
         status: dict[str, Any] = json.loads(reply.json)
         return status
 
@@ -73,31 +79,32 @@ class OperatorClient:
         """Ask for something; returns what happened."""
         match message:
             case msg.MakeInvite():
-                call, request = self._stub.Invite, convert_admin.invite_to_proto(message)
+                call, request = "Invite", convert_admin.invite_to_proto(message)
             case msg.CancelInvite():
-                call, request = (
-                    self._stub.CancelInvite,
-                    convert_admin.cancel_invite_to_proto(message),
-                )
+                call, request = "CancelInvite", convert_admin.cancel_invite_to_proto(message)
             case msg.Revoke():
-                call, request = self._stub.Revoke, convert_admin.revoke_to_proto(message)
+                call, request = "Revoke", convert_admin.revoke_to_proto(message)
             case msg.Readmit():
-                call, request = self._stub.Readmit, convert_admin.readmit_to_proto(message)
+                call, request = "Readmit", convert_admin.readmit_to_proto(message)
             case msg.Pause():
-                call, request = self._stub.Pause, convert_admin.pause_to_proto(message)
+                call, request = "Pause", convert_admin.pause_to_proto(message)
             case msg.Resume():
-                call, request = self._stub.Resume, pb.ResumeRequest()
+                call, request = "Resume", pb.ResumeRequest()
         return convert_admin.done_from_proto(self._call(call, request)).reason
 
-    def _call(self, method: Callable[..., Any], request: object) -> Any:
-        try:
-            return method(request, timeout=TIMEOUT_S)
-        except grpc.RpcError as error:
-            code, details = error.code(), error.details() or ""
-            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise NotServing(
-                    f"no coordinator answers at {self._folder.addresses.run}; start it with "
-                    f"`smalltalk-coordinator serve {self._folder.path}`."
-                ) from None
-            kind: type[SmalltalkError] = _BY_HINT.get(code.name, WorldError)
-            raise kind(details) from None
+    def _call(self, name: str, request: object) -> Any:
+        while True:
+            try:
+                return getattr(self._stub, name)(request, timeout=TIMEOUT_S)
+            except grpc.RpcError as error:
+                code, details = error.code(), error.details() or ""
+                if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    kind: type[SmalltalkError] = _BY_HINT.get(code.name, WorldError)
+                    raise kind(details) from None
+                if not self._left:
+                    raise NotServing(
+                        f"no coordinator answers at {' or '.join(self._folder.addresses.runs)}; "
+                        f"start it with `smalltalk-coordinator serve {self._folder.path}`."
+                    ) from None
+            self._channel.close()
+            self._dial()

@@ -6,7 +6,7 @@ Decisions are the core's (`Host.ask`), how many uploads go on at a time is `uplo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 from google.protobuf.message import Message
@@ -20,27 +20,38 @@ from smalltalk_fed.core.catalogue import outputs_of, size_limit
 from smalltalk_fed.core.handout import handed_out_from, unit
 from smalltalk_fed.core.units import Result, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, Refused, SmalltalkError
+from smalltalk_fed.host.addresses import Addresses
 from smalltalk_fed.host.blobs import Upload
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger, kind_of
 from smalltalk_fed.wire import convert, limits
-from smalltalk_fed.wire.signing import SigningKey, sign_manifest, verify_result
+from smalltalk_fed.wire.signing import SigningKey, sign_manifest, sign_unit, verify_result
 from smalltalk_fed.wire.values import digest_from_proto
 
 
 class RunService(pb_grpc.RunServicer):
     """Serves the nodes of one run."""
 
-    def __init__(self, host: Host, ledger: Ledger, signing_key: SigningKey, gate: Gate) -> None:
-        """`gate`: the budgets of this port's callers; its guard has let every call in."""
+    def __init__(
+        self,
+        host: Host,
+        ledger: Ledger,
+        signing_key: SigningKey,
+        gate: Gate,
+        addresses: Callable[[], Addresses],
+    ) -> None:
+        """`gate`: the budgets of this port's callers; its guard has let every call in.
+
+        `addresses`: those that nodes are told when they join.
+        """
         self._host, self._gate = host, gate
         self._ledger = ledger
         manifest = host.manifest.to_bytes()
         self._manifest = manifest
         self._manifest_signature = sign_manifest(signing_key, manifest)
-        self._public_key = signing_key.public_bytes
+        self._signing_key, self._addresses = signing_key, addresses
         self._uploads = Uploads()
 
     @served
@@ -48,12 +59,13 @@ class RunService(pb_grpc.RunServicer):
         self, request: pb.JoinRequest, context: grpc.aio.ServicerContext
     ) -> pb.JoinReply:
         """A node's process presents itself and gets the signed manifest."""
-        node_id = caller(context, self._host.clock)
+        node_id = self._known(context)
         joined = await self._host.ask(convert.join_from_proto(node_id, request))
         assert isinstance(joined, msg.Joined)
-        reply = convert.welcome_to_proto(
-            convert.Welcome(joined, self._manifest, self._manifest_signature, self._public_key)
-        )
+        key, where = self._signing_key.public_bytes, self._addresses()
+        signed = (self._manifest, self._manifest_signature, key)
+        welcome = convert.Welcome(joined, *signed, where.runs, where.enrolments)
+        reply = convert.welcome_to_proto(welcome)
         self._count(node_id, "join", request, reply)
         return reply
 
@@ -62,7 +74,7 @@ class RunService(pb_grpc.RunServicer):
         self, request: pb.ExchangeRequest, context: grpc.aio.ServicerContext
     ) -> pb.ExchangeReply:
         """What the node did and does; the next order. Held while there is nothing to do."""
-        node_id = caller(context, self._host.clock)
+        node_id = self._known(context)
         exchange = convert.exchange_from_proto(node_id, request)
         for result in (exchange.finished, exchange.collected):
             if result is not None:
@@ -74,6 +86,9 @@ class RunService(pb_grpc.RunServicer):
         if self._counts(exchange) > counts:
             self._gate.progress(node_id, self._host.clock.now())
         reply = convert.order_to_proto(order)
+        if order.unit is not None:
+            who = (self._host.manifest.run_id, node_id, exchange.incarnation)
+            reply.unit_signature = sign_unit(self._signing_key, *who, order.unit)
         self._count(node_id, "exchange", request, reply)
         return reply
 
@@ -82,7 +97,7 @@ class RunService(pb_grpc.RunServicer):
         self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext
     ) -> pb.LeaveReply:
         """The node goes; its leases are free at once."""
-        node_id = caller(context, self._host.clock)
+        node_id = self._known(context)
         left = await self._host.ask(convert.leave_from_proto(node_id, request))
         assert isinstance(left, msg.Left)
         reply = convert.left_to_proto(left)
@@ -121,12 +136,14 @@ class RunService(pb_grpc.RunServicer):
                 self._ledger.message(node_id, kind, "up", part.ByteSize())
                 return pb.BlobStateReply(received=size, complete=True)
             digest = announced.ref.digest
-            self._host.loose.admit(node_id, digest, size, self._host.clock.now())
+            make_room = self._host.loose.admit(node_id, digest, size, self._host.clock.now())
+            await asyncio.to_thread(make_room)
             limit = size_limit(self._host.manifest, name)
             upload = blobs.upload(digest, size, limit)
             try:
                 upload.go_on_at(announced.offset)
                 while part is not None:
+                    known(self._host.coordinator.state, node_id)  # a revoked one stops here
                     self._ledger.message(node_id, kind, "up", part.ByteSize())
                     await asyncio.to_thread(upload.write, part.data)
                     moved, part = part.ByteSize(), None  # while the next may be long in coming
@@ -149,6 +166,7 @@ class RunService(pb_grpc.RunServicer):
             self._ledger.message(node_id, kind, "up", request.ByteSize())
             await self._verified(digest)
             for data in self._host.blobs.parts(digest, request.offset):
+                known(self._host.coordinator.state, node_id)
                 part = pb.BlobPart(data=data)
                 self._ledger.message(node_id, kind, "down", part.ByteSize())
                 yield part
@@ -172,8 +190,9 @@ class RunService(pb_grpc.RunServicer):
         return self._gate.pace_s(node_id, direction, size, self._host.clock.now())
 
     def _known(self, context: grpc.aio.ServicerContext) -> str:
+        """Who calls, before anything that it says is read; a revoked node goes no further."""
         node_id = caller(context, self._host.clock)
-        known(self._host.coordinator.state, node_id)  # a revoked node is refused here too
+        known(self._host.coordinator.state, node_id)
         return node_id
 
     async def _verified(self, digest: str) -> None:

@@ -1,13 +1,14 @@
 """Serving a run folder: two gRPC ports around one `Host`, until a signal or an error.
 
-The nodes' port asks for a certificate of the run's authority, the enrolment port does not.
-Server certificates are issued anew at every start, for the addresses in `addresses.json`.
+The nodes' port asks for a certificate of the run's authority, the enrolment port does not. Where
+the ports are is the part of `listening`, what they show that of `server_certificate`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 from collections.abc import Callable
@@ -21,8 +22,11 @@ from smalltalk_coordinator.calls import address_of, name_of
 from smalltalk_coordinator.enrolment_service import EnrolmentService
 from smalltalk_coordinator.gate import Gate
 from smalltalk_coordinator.guard import Guard
+from smalltalk_coordinator.listening import Listeners, PresentAddresses
 from smalltalk_coordinator.ports import connection_caps, newcomer_options, node_options
 from smalltalk_coordinator.run_service import RunService
+from smalltalk_coordinator.server_certificate import ServerCertificate
+from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.errors import WorldError
@@ -35,12 +39,10 @@ from smalltalk_fed.host.journal import Journal
 from smalltalk_fed.host.status import process_cost, run_status
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger
-from smalltalk_fed.wire.certificates import key_to_pem, make_key
 from smalltalk_fed.wire.limits import NEWCOMERS, RunLimits
 
 log = logging.getLogger("smalltalk.coordinator")
 
-SERVER_CERTIFICATE_DAYS = 90
 LEDGER_FLUSH_S = 5.0
 
 
@@ -63,10 +65,7 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
         on_finished=lambda coordinator, blobs: _assemble(folder, coordinator, blobs),
     )
 
-    gates = [
-        Gate(allowed, lambda who, why: log.warning("dropped %s: %s", who, why))
-        for allowed in (RunLimits.of(folder.manifest).nodes, NEWCOMERS)
-    ]
+    gates = make_gates(folder.manifest)
 
     def status() -> dict[str, Any]:
         now = clock.now()
@@ -78,71 +77,68 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
             "refused": [asdict(each) for gate in gates for each in gate.report(now)],
         }
 
-    servers = _servers(folder, host, ledger, clock.now(), status, gates)
+    listeners = make_listeners(folder, host, ledger, status, gates)
     stopping = asyncio.Event()
     _on_signals(stopping)
     try:
-        for server in servers:
-            await server.start()
+        await listeners.start()
         host.start()
         on_ready()
-        flush = asyncio.create_task(_flush_ledger(host, ledger))
+        aside = [asyncio.create_task(_flush_ledger(host, ledger))]
+        aside.append(asyncio.create_task(listeners.watch()))
         waits = [asyncio.create_task(stopping.wait()), asyncio.create_task(host.wait_stopped())]
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        flush.cancel()
+        for background in aside:
+            background.cancel()
         await host.stop()
         for task in done:
             task.result()  # an error that stopped the host is raised here
     finally:
-        await asyncio.gather(*(server.stop(grace=1.0) for server in servers))
+        await listeners.stop()
         with contextlib.suppress(WorldError):
             host.keep("ledger", ledger.to_json())
         journal.close()
 
 
-def _servers(
+def make_gates(manifest: RunManifest) -> list[Gate]:
+    """The budgets of callers: of the nodes' port and of the enrolment port."""
+    return [
+        Gate(allowed, lambda who, why: log.warning("dropped %s: %s", who, why))
+        for allowed in (RunLimits.of(manifest).nodes, NEWCOMERS)
+    ]
+
+
+def make_listeners(
     folder: RunFolder,
     host: Host,
     ledger: Ledger,
-    now: float,
     status: Callable[[], dict[str, Any]],
     gates: list[Gate],
-) -> list[grpc.aio.Server]:
-    authority = folder.authority()
-    names = {_host(folder.addresses.run), _host(folder.addresses.enrolment)}
-    key = make_key()
-    certificate = authority.issue_server(key, sorted(names), now, SERVER_CERTIFICATE_DAYS)
-    pair = [(key_to_pem(key), certificate)]
-    nodes_max, newcomers_max = connection_caps()
+) -> Listeners:
+    """The run's ports with all services, not opened yet; `gates` as `make_gates` makes them."""
+    authority, addresses = folder.authority(), PresentAddresses(folder)
+    run = RunService(host, ledger, folder.signing_key(), gates[0], lambda: addresses.value)
+    admin, enrolment = AdminService(host, status), EnrolmentService(host, authority)
+    caps = functools.cache(connection_caps)
     guards = [
         Guard(gate, who, host.clock) for gate, who in zip(gates, (name_of, address_of), strict=True)
     ]
-    run = grpc.aio.server(options=node_options(nodes_max), interceptors=guards[:1])
-    pb_grpc.add_RunServicer_to_server(RunService(host, ledger, folder.signing_key(), gates[0]), run)
-    pb_grpc.add_AdminServicer_to_server(AdminService(host, status), run)
-    mutual = grpc.ssl_server_credentials(pair, authority.certificate_pem, require_client_auth=True)
-    _bind(run, folder.addresses.run, mutual)
-    options = newcomer_options(newcomers_max)
-    enrolment = grpc.aio.server(options=options, interceptors=guards[1:])
-    pb_grpc.add_EnrolmentServicer_to_server(EnrolmentService(host, authority), enrolment)
-    _bind(enrolment, folder.addresses.enrolment, grpc.ssl_server_credentials(pair))
-    return [run, enrolment]
 
+    def run_server() -> grpc.aio.Server:
+        options = node_options(caps(len(addresses.value.pairs))[0])
+        server = grpc.aio.server(options=options, interceptors=guards[:1])
+        pb_grpc.add_RunServicer_to_server(run, server)
+        pb_grpc.add_AdminServicer_to_server(admin, server)
+        return server
 
-def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> None:
-    try:
-        bound = server.add_secure_port(address, credentials)
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise WorldError(
-            f"{address} can't be listened on; another program may use the port: stop it, or "
-            "give other addresses with --run-address and --enrol-address"
-        )
+    def enrolment_server() -> grpc.aio.Server:
+        options = newcomer_options(caps(len(addresses.value.pairs))[1])
+        server = grpc.aio.server(options=options, interceptors=guards[1:])
+        pb_grpc.add_EnrolmentServicer_to_server(enrolment, server)
+        return server
 
-
-def _host(address: str) -> str:
-    return address.rpartition(":")[0].strip("[]")
+    certificate = ServerCertificate(authority, addresses.hosts, host.clock)
+    return Listeners(addresses, certificate, run_server, enrolment_server)
 
 
 def _on_signals(stopping: asyncio.Event) -> None:
@@ -176,4 +172,5 @@ def _assemble(folder: RunFolder, coordinator: Coordinator, blobs: BlobStore) -> 
 
 
 def _log_decision(decision: msg.Decision) -> None:
-    log.info("%s: %s", decision.what, decision.reason)
+    level = logging.WARNING if decision.warning else logging.INFO
+    log.log(level, "%s: %s", decision.what, decision.reason)

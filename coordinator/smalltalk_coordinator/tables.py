@@ -1,8 +1,9 @@
-"""The run's status for people, once or live, and the audit's table."""
+"""The run's status for people, once or live; tables of invitations and of the audit."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,6 +44,10 @@ def render(status: Status) -> RenderableType:
     if not status.get("serving", True):
         head.append("no coordinator is serving this run now\n", style="yellow")
     parts: list[RenderableType] = [head]
+    for node in status["nodes"]:
+        if node["two_places"]:
+            where = f"{node['node_id']} is in two places"
+            head.append(f"{where}; unless its operator knows of both, revoke it\n", style="red")
     if status["nodes"]:
         parts.append(_nodes(status["nodes"]))
     else:
@@ -118,6 +123,27 @@ def _bytes(totals: Status) -> str:
         return f"{(totals[name + '_up'] + totals[name + '_down']) / 1e6:.2f} MB"
 
     return f"travelled: coordination {mb('coordination')}, weights {mb('weights')}"
+
+
+def show_invites(invites: list[Status], names: dict[str, str]) -> None:
+    """Print invitations; `names` are the nodes' by their ids."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for title in ("invitation", "name", "uses left", "until", "used by"):
+        table.add_column(title, justify="right" if title == "uses left" else "left")
+    for invite in invites:
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(invite["expires_at"]))
+        used_by = ", ".join(f"{node} ('{names[node]}')" for node in invite["used_by"])
+        left = f"{invite['uses_left']} of {invite['uses']}"
+        table.add_row(
+            invite["id"], Text(invite["name"]), left, until + _void(invite), used_by or "nobody yet"
+        )
+    Console().print(table if invites else "no invitations yet; `invite` without --list makes one")
+
+
+def _void(invite: Status) -> str:
+    if invite["cancelled"]:
+        return ", cancelled"
+    return ", over" if invite["expired"] else ""
 
 
 def show_audit(report: AuditReport) -> None:

@@ -7,11 +7,12 @@ says on the enrolment port.
 
 from __future__ import annotations
 
+import functools
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,8 @@ from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire.certificates import certificate_facts
 from smalltalk_fed.wire.values import cut
 from smalltalk_node import machine
-from smalltalk_node.connection import Connection, Newcomer
+from smalltalk_node.connection import Connection
+from smalltalk_node.dialling import Newcomer
 from smalltalk_node.identity import Identity, NodeFolder
 from smalltalk_node.limits import Limits, refuse
 
@@ -58,8 +60,11 @@ def examine(folder: NodeFolder, corpus: Path | None) -> Iterator[Finding]:
     yield Finding("run", "ok", f"node {identity.node_id} ('{identity.name}') of the run "
                   f"{identity.run_id or 'at ' + identity.run_address}")  # fmt: skip
     yield _guarded("certificate", lambda: _certificate(folder))
-    yield from _enrolment_port(folder, identity)
-    yield _guarded("run port", lambda: _run_port(folder, identity))
+    for address in identity.enrolments:
+        yield from _enrolment_port(folder, address)
+    for address in identity.runs:
+        only = replace(identity, run_address=address, run_addresses=())
+        yield _guarded("run port", functools.partial(_run_port, folder, only))
 
 
 def _machine_findings(folder: NodeFolder) -> Iterator[Finding]:
@@ -124,8 +129,7 @@ def _certificate(folder: NodeFolder) -> Finding:
     return Finding("certificate", "ok", text)
 
 
-def _enrolment_port(folder: NodeFolder, identity: Identity) -> Iterator[Finding]:
-    address = identity.enrolment_address
+def _enrolment_port(folder: NodeFolder, address: str) -> Iterator[Finding]:
     try:
         with Newcomer(address, folder.authority) as newcomer:
             before = time.time()

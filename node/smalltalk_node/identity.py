@@ -21,6 +21,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.errors import UserError
@@ -30,12 +31,18 @@ from smalltalk_fed.wire.signing import SigningKey
 
 DEFAULT_FOLDER = Path("~/.smalltalk/node")
 NODE_FILE = "node.json"
+ADDRESS_LISTS = ("run_addresses", "enrolment_addresses")
 INCARNATION_MAX = 1 << 62
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What node.json holds. The last three are empty until the first `run`."""
+    """What node.json holds. All after the addresses is empty until the first `run`.
+
+    `run_address` is where the coordinator answered last, at first the token's; the lists are what
+    it said of itself then. An address that it does not name is the operator's own (a tunnel, a
+    proxy): then nothing else is dialled, and the lists stay as they were.
+    """
 
     node_id: str
     name: str
@@ -44,6 +51,18 @@ class Identity:
     run_id: str = ""
     coordinator_key: str = ""  # Ed25519, hexadecimal; the first one seen, kept from then on
     corpus: str = ""
+    run_addresses: tuple[str, ...] = ()
+    enrolment_addresses: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Where to look for the coordinator, in this order."""
+        return tuple(dict.fromkeys((self.run_address, *self.run_addresses)))
+
+    @property
+    def enrolments(self) -> tuple[str, ...]:
+        """Where to look for its enrolment port, in this order."""
+        return tuple(dict.fromkeys((self.enrolment_address, *self.enrolment_addresses)))
 
 
 class NodeFolder:
@@ -101,7 +120,8 @@ class NodeFolder:
                 "from the run's organiser."
             )
         try:
-            identity = Identity(**json.loads(read_secret(path, "who this node is")))
+            found = json.loads(read_secret(path, "who this node is"))
+            identity = Identity(**{**found, **_lists(found)})
             if odd := wrong_field(identity):
                 raise ValueError(odd)
             return identity
@@ -113,10 +133,13 @@ class NodeFolder:
         text = json.dumps(asdict(identity), indent=1, sort_keys=True)
         write_secret(self.path / NODE_FILE, text.encode() + b"\n")
 
-    def remember(self, **changes: str) -> Identity:
+    def remember(self, **changes: str | tuple[str, ...]) -> Identity:
         """Change single fields of node.json."""
-        identity = replace(self.identity(), **changes)
-        self.keep_identity(identity)
+        before = self.identity()
+        fields: dict[str, Any] = dict(changes)
+        identity = replace(before, **fields)
+        if identity != before:
+            self.keep_identity(identity)
         return identity
 
     def next_incarnation(self, now: float) -> int:
@@ -177,3 +200,9 @@ class NodeFolder:
     def file(self, name: str) -> Path:
         """A file of this name inside."""
         return self.path / name
+
+
+def _lists(found: dict[str, Any]) -> dict[str, object]:
+    """The lists of addresses as tuples, which JSON does not have."""
+    lists = {name: found[name] for name in ADDRESS_LISTS if name in found}
+    return {name: tuple(value) if type(value) is list else value for name, value in lists.items()}

@@ -27,7 +27,8 @@ from smalltalk_fed.wire.certificates import certificate_facts, make_request
 from smalltalk_fed.wire.convert import Welcome
 from smalltalk_fed.wire.signing import verify_manifest
 from smalltalk_fed.wire.token import JoinToken
-from smalltalk_node.connection import Connection, Newcomer
+from smalltalk_node.connection import Connection
+from smalltalk_node.dialling import Newcomer
 from smalltalk_node.identity import Identity, NodeFolder
 
 log = logging.getLogger("smalltalk.node")
@@ -106,6 +107,25 @@ def join_patiently(
             asked_s = error.wait_s if isinstance(error, SlowDown) else 0.0
             wait(error, asked_s + longest_s * (0.5 + 0.5 * random.random()))
             longest_s = min(2 * longest_s, JOIN_LAST_S)
+
+
+def learn_addresses(folder: NodeFolder, connection: Connection, welcome: Welcome) -> Identity:
+    """Keep where the coordinator can be reached now, out of the answer to `Join`.
+
+    An address that it does not name is the operator's own, such as a tunnel: it stays alone.
+    """
+    here = connection.line.address
+    runs, enrolments = welcome.run_addresses, welcome.enrolment_addresses
+    if here not in runs or len(runs) != len(enrolments):
+        return folder.identity()
+    identity = folder.remember(
+        run_address=here,
+        enrolment_address=enrolments[runs.index(here)],
+        run_addresses=runs,
+        enrolment_addresses=enrolments,
+    )
+    connection.meet(identity)
+    return identity
 
 
 def checked_manifest(welcome: Welcome, identity: Identity, corpus: TokenCorpus) -> RunManifest:

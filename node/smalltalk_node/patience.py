@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import Malformed, OurError, Refused, SlowDown
-from smalltalk_node.connection import Connection, NoAnswer
+from smalltalk_node.connection import Connection
+from smalltalk_node.dialling import NoAnswer
 from smalltalk_node.transfer import put_blob
 
 T = TypeVar("T")

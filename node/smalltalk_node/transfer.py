@@ -26,7 +26,8 @@ from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import kind_of
 from smalltalk_fed.wire.convert import Upload, upload_to_proto
 from smalltalk_fed.wire.values import digest_to_proto
-from smalltalk_node.connection import Connection, NoAnswer
+from smalltalk_node.connection import Connection
+from smalltalk_node.dialling import NoAnswer
 
 PART_BYTES = 256 * 1024
 STALL_S = 120.0  # a part takes no longer: 2 KiB a second at the least
@@ -77,12 +78,13 @@ def put_blob(
                 yield part
 
     pace = _Pace()
-    call = connection.stub.PutBlob.future(parts())  # asks for a part when the last one has left
+    stub, line = connection.stub, connection.line
+    call = stub.PutBlob.future(parts())  # asks for a part when the last one has left
     try:
         with _watched(call, pace, should_stop):
             reply = call.result()
     except (grpc.RpcError, grpc.FutureCancelledError) as error:
-        raise connection.explained(error) from None
+        raise connection.explained(error, line) from None
     ledger.message(node_id, kind, "down", reply.ByteSize())
     if not reply.complete:
         raise NoAnswer(f"the upload of '{ref.name}' broke off after {reply.received} bytes.")
@@ -104,6 +106,7 @@ def get_blob(
     part_path = to.with_name(f"{to.name}.part")
     kind = kind_of(ref.name)
     ledger, node_id = connection.ledger, connection.node_id
+    stub, line = connection.stub, connection.line
     try:
         with part_path.open("ab") as file:
             offset = file.tell()
@@ -112,7 +115,7 @@ def get_blob(
                     digest=digest_to_proto(ref.digest), offset=offset, name=ref.name
                 )
                 ledger.message(node_id, kind, "up", request.ByteSize())
-                call, pace = connection.stub.GetBlob(request), _Pace()
+                call, pace = stub.GetBlob(request), _Pace()
                 with _watched(call, pace, should_stop):
                     for part in call:
                         if should_stop():
@@ -129,7 +132,7 @@ def get_blob(
             raise _wrong(part_path, f"'{ref.name}' does not have the digest {ref.digest[:12]}")
         part_path.replace(to)
     except grpc.RpcError as error:
-        raise connection.explained(error) from None
+        raise connection.explained(error, line) from None
     except OSError as error:
         raise WorldError(f"{to} can't be written ({error.strerror or error}).") from error
     return to

@@ -24,6 +24,7 @@ _NAMES_CODE = frozenset(
 )  # fmt: skip
 # Where attention is computed: these are in transformers, a name with a slash is on a hub.
 _ATTENTION = frozenset({"attn_implementation", "_attn_implementation"})
+_PARTS = ("layer", "expert", "depth")
 _OWN_ATTENTION = (None, "eager", "sdpa")
 
 
@@ -93,6 +94,23 @@ def check_expert_config(manifest: RunManifest, data: bytes) -> None:
     odd = sorted(key for key in given.keys() | wanted if not _same(given, wanted, key))
     if odd:
         raise Malformed(f"the expert's configuration is for another model: '{shown(odd[0])}'")
+
+
+def largest_count(config: Any) -> int:
+    """The largest number in a configuration that says how many parts a model has.
+
+    Such as `num_hidden_layers`, `n_layer` or `num_local_experts`; each part has tensors.
+    """
+    if isinstance(config, list):
+        return max(map(largest_count, config), default=0)
+    if not isinstance(config, dict):
+        return 0
+    counts = [
+        value
+        for key, value in config.items()
+        if isinstance(value, int) and any(word in key for word in _PARTS)
+    ]
+    return max([*counts, *map(largest_count, config.values())], default=0)
 
 
 def _same(given: dict[str, Any], wanted: dict[str, Any], key: str) -> bool:

@@ -10,5 +10,5 @@ The caller's duties (as in etcd-io/raft):
 4. After a restart, `Coordinator.replay(manifest, events, now)` and then `start(now)`.
 
 Rules: no clock, no I/O, no randomness, no carrier's types. An exception out of `handle`
-means that nothing changed.
+means that nothing changed but what was noticed of the sender (`Coordinator.noticed`).
 """

@@ -52,7 +52,7 @@ def check_join(state: HardState, message: msg.Join) -> Node:
     """The node that joins.
 
     Raises:
-        PeerError: unknown or shut out, another protocol version, corpus or signing key.
+        PeerError: unknown or shut out, another protocol version or corpus.
     """
     node = known(state, message.node_id)
     if message.protocol_version not in PROTOCOL_VERSIONS:
@@ -70,8 +70,6 @@ def check_join(state: HardState, message: msg.Join) -> Node:
             f"the run trains on the corpus {wanted[:12]}, this node has {has}; prepare or "
             "copy the run's corpus and name its folder with --corpus"
         )
-    if node.signing_key and node.signing_key != message.signing_key.hex():
-        raise Refused(f"node {node.node_id} is registered with another signing key")
     return node
 
 

@@ -19,6 +19,7 @@ from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.auditing import Auditing
 from smalltalk_fed.core.dispatch import Dispatcher
+from smalltalk_fed.core.doubles import Doubles
 from smalltalk_fed.core.exclusion import Exclusion
 from smalltalk_fed.core.jobs import next_job
 from smalltalk_fed.core.leases import Leases, Presence, Waiting
@@ -49,6 +50,7 @@ class Coordinator:
         self.leases = Leases(manifest.config.run.lease_s, frozen_until, now)
         self._now = now
         self._out = Outbox(self.state)
+        self.doubles = Doubles(self._out)
         self._dispatch = Dispatcher(self.state, self.leases, self._out)
         parts = (self.state, self.leases, self._out, self._dispatch)
         self._exclusion = Exclusion(*parts)
@@ -132,9 +134,16 @@ class Coordinator:
                 if event is not None:
                     self._out.emit(event)
                 if isinstance(message, msg.Revoke):
-                    self._exclusion.shut_out(message.node_id, "this node was revoked")
+                    node = self.state.nodes[message.node_id]
+                    why = f"node {node.node_id} was shut out: {node.revoked}"
+                    self._exclusion.shut_out(node.node_id, why)
+                    self.doubles.forget(node.node_id)
                     self._dispatch.offer(now)
                 self._out.reply(conversation, answer)
+        return self._out.take()
+
+    def noticed(self) -> Ready:
+        """After `handle` raised: what was noticed of the sender, for the log; never events."""
         return self._out.take()
 
     def job_done(self, outcome: msg.Outcome, now: float) -> Ready:
@@ -174,14 +183,16 @@ class Coordinator:
 
     def _join(self, message: msg.Join, conversation: int, now: float) -> None:
         node = admission.check_join(self.state, message)
+        self.doubles.check_key(node, message.signing_key, now)
         presence = self.leases.present.get(message.node_id)
         if presence and message.incarnation < presence.incarnation:
-            raise Refused(f"a newer process of node {node.node_id} is running")
+            raise self.doubles.older(node.node_id, now, joins=True)
         if not node.signing_key:
             self._out.emit(ev.NodeJoined(now, node.node_id, message.signing_key.hex()))
         if presence is None or presence.incarnation != message.incarnation:
             known = presence.tokens_per_s if presence else 0.0
             self.leases.changes += 1
+            self.doubles.newer(node.node_id)
             self.leases.present[node.node_id] = Presence(
                 node.node_id,
                 message.incarnation,
@@ -195,7 +206,7 @@ class Coordinator:
 
     def _exchange(self, message: msg.Exchange, conversation: int, now: float) -> None:
         node_id, state = message.node_id, self.state
-        presence = self._presence(node_id, message.incarnation)
+        presence = self._presence(node_id, message.incarnation, now)
         check_exchange(state, self.leases, message)
         # From here on nothing raises.
         self.leases.heard(presence, now)
@@ -222,20 +233,12 @@ class Coordinator:
             self._out.reply(conversation, order)
         else:
             until = now + state.manifest.config.run.poll_s
-            self.leases.hold(
-                Waiting(
-                    conversation,
-                    node_id,
-                    message.incarnation,
-                    until,
-                    heard.accepted,
-                    heard.cancel,
-                )
-            )
+            number, said = message.incarnation, (heard.accepted, heard.cancel)
+            self.leases.hold(Waiting(conversation, node_id, number, until, *said))
         self._advance(now)
 
     def _leave(self, message: msg.Leave, conversation: int, now: float) -> None:
-        presence = self._presence(message.node_id, message.incarnation)
+        presence = self._presence(message.node_id, message.incarnation, now)
         self.leases.heard(presence, now)
         presence.gone = True
         released = self._dispatch.release_node(message.node_id)
@@ -282,7 +285,7 @@ class Coordinator:
         if reason and allowed(self.state.phase, trigger):
             self._move(trigger, reason[:MAX_REASON], now)
 
-    def _presence(self, node_id: str, incarnation: int) -> Presence:
+    def _presence(self, node_id: str, incarnation: int, now: float) -> Presence:
         admission.known(self.state, node_id)
         presence = self.leases.present.get(node_id)
         if presence is None:
@@ -290,7 +293,7 @@ class Coordinator:
                 f"node {node_id} has not joined since the coordinator started; join again"
             )
         if incarnation < presence.incarnation:
-            raise Refused(f"a newer process of node {node_id} is running")
+            raise self.doubles.older(node_id, now)
         if incarnation > presence.incarnation:
             raise Refused(f"this process of node {node_id} has not joined yet; join first")
         return presence

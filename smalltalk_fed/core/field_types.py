@@ -50,7 +50,7 @@ def _check(annotation: Any) -> Check:
         return lambda value: _integer(value) or (type(value) is float and math.isfinite(value))
     if annotation is int:
         return _integer
-    kind: type = annotation
+    kind: type = type(None) if annotation is None else annotation  # as in dict[str, None]
     if is_dataclass(kind):
         return lambda value: type(value) is kind and not wrong_field(value)
     return lambda value: isinstance(value, kind)

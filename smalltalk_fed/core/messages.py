@@ -298,3 +298,4 @@ class Decision:
 
     what: str
     reason: str
+    warning: bool = False  # somebody should look

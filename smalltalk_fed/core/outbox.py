@@ -62,9 +62,9 @@ class Outbox:
         """Ask for a computation."""
         self._ready.jobs.append(job)
 
-    def decide(self, what: str, reason: str) -> None:
+    def decide(self, what: str, reason: str, *, warning: bool = False) -> None:
         """Note a decision for the log."""
-        self._ready.decisions.append(msg.Decision(what, reason))
+        self._ready.decisions.append(msg.Decision(what, reason, warning))
 
     def take(self) -> Ready:
         """All that was collected; the outbox is empty then."""

@@ -203,6 +203,8 @@ def _doing(node: dict[str, Any]) -> str:
             return "trains the seed"
         case "evaluate", [expert]:
             return f"evaluates expert {expert}"
+        case "audit", [_, *_]:
+            return "looks at another's work"
     return "waits"
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from smalltalk_fed.core.records import BAD, GOOD, WAIVED, Audit, Node
 from smalltalk_fed.core.state import HardState
 
+RESULTS_SHOWN = 500
+
 
 def audit_status(state: HardState) -> dict[str, Any]:
-    """All of the run's audits; those of rounds gone by only in numbers."""
+    """The run's audits in numbers, and the latest of them one by one."""
     nodes, audit = state.nodes.values(), state.manifest.config.audit
     return {
         "rate": audit.rate,
@@ -18,7 +20,7 @@ def audit_status(state: HardState) -> dict[str, Any]:
         "good": sum(node.good for node in nodes),
         "bad": sum(node.bad for node in nodes),
         "waived": sum(node.waived for node in nodes),
-        "results": [_result(each) for each in state.audits.values()],
+        "results": [_result(each) for each in list(state.audits.values())[-RESULTS_SHOWN:]],
         "waived_units": dict(state.waived),
     }
 

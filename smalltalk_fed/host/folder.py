@@ -3,7 +3,7 @@
     run.toml          the configuration as given        manifest.json   what is signed
     corpus.json       the corpus' manifest              tokenizer/      goes into the mixture
     authority/        the run's CA, 0600                signing.key     the coordinator's, 0600
-    operator/         the operator's certificate        addresses.json  where it listens
+    operator/         the operator's certificate        addresses.json  where it is dialled
     journal.sqlite    the events                        blobs/          content-addressed bytes
     mixture/          the result, once the run is finished
 
@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -29,20 +28,14 @@ from smalltalk_fed.config.inside import only_plain, plain
 from smalltalk_fed.config.manifest import CorpusManifest, RunManifest, make_manifest, sha256
 from smalltalk_fed.config.problems import first_problem
 from smalltalk_fed.config.run import RunConfig
-from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.errors import DataError, PeerError, UserError, WorldError, shown
+from smalltalk_fed.host.addresses import Addresses
 from smalltalk_fed.host.database import create_database
 from smalltalk_fed.wire.certificates import CertificateAuthority, key_to_pem, make_key
 from smalltalk_fed.wire.secret_files import OTHERS_WRITE, private_folder, write_secret
 from smalltalk_fed.wire.signing import SigningKey
 
-
-@dataclass(frozen=True)
-class Addresses:
-    """Where the coordinator listens, and what nodes are told to dial."""
-
-    run: str
-    enrolment: str
+ADDRESSES_FILE = "addresses.json"
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ class RunFolder:
             (making / "corpus.json").write_bytes((corpus_folder / "corpus.json").read_bytes())
             shutil.copytree(tokenizer, making / "tokenizer")
             (making / "manifest.json").write_bytes(manifest.to_bytes())
-            (making / "addresses.json").write_text(json.dumps(asdict(addresses)))
+            addresses.save(making / ADDRESSES_FILE)
             authority = CertificateAuthority.create(f"smalltalk {run_id}", now)
             authority.save(making / "authority")
             key = make_key()
@@ -114,14 +107,12 @@ class RunFolder:
         """
         try:
             manifest = RunManifest.from_bytes((path / "manifest.json").read_bytes())
-            addresses = Addresses(**json.loads((path / "addresses.json").read_text()))
-            if odd := wrong_field(addresses):
-                raise ValueError(f"'{odd}' in addresses.json is not what it must be")
+            addresses = Addresses.load(path / ADDRESSES_FILE)
         except FileNotFoundError:
             raise UserError(
                 f"{path} is not a run folder; make one with `smalltalk-coordinator init {path}`."
             ) from None
-        except (OSError, PeerError, RecursionError, TypeError, ValueError) as error:
+        except (OSError, PeerError, RecursionError, TypeError, UserError, ValueError) as error:
             raise UserError(f"{path} can't be read ({shown(str(error), 300)}).") from None
         if path.stat().st_mode & OTHERS_WRITE:
             raise UserError(f"others can write to {path}; run `chmod go-w {path}` first.")

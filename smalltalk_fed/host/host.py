@@ -207,6 +207,7 @@ class Host:
                 future = self._answers.get(inbound.conversation)
                 if future and not future.done():
                     future.set_exception(error)
+                ready.add(self.coordinator.noticed())
                 continue
             ready.add(part)
         deadline = self.coordinator.deadline()

@@ -14,7 +14,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class _Note:
 
 
 class Loose:
-    """The loose blobs of one store; one caller at a time."""
+    """The loose blobs of one store. Not thread-safe; the disk is left to what `admit` returns."""
 
     def __init__(self, folder: Path, store: BlobStore, allowed: DiskLimits) -> None:
         """`folder` is where `store` keeps uploads under way."""
@@ -57,41 +57,35 @@ class Loose:
         for digest, note in sorted(found.items(), key=lambda entry: entry[1].at):
             self._add(digest, note)
 
-    def admit(self, node_id: str, digest: str, size: int, now: float) -> None:
+    def admit(self, node_id: str, digest: str, size: int, now: float) -> Callable[[], None]:
         """Make room for an upload of `size` bytes, and note whose it is.
+
+        Returns what is to be done on disk before its first byte is written; any thread may.
+        It raises WorldError if the disk refuses or is nearly full.
 
         Raises:
             TooLarge: it is more than a node may have here at all.
             SlowDown: what would make room is being written now.
-            WorldError: the disk is nearly full.
         """
-        self._sweep(now)
-        self._leave_a_reserve(size)
-        known = self._notes.get(digest)
+        dropped = self._too_old(now)
+        known, allowed = self._notes.get(digest), self._allowed
         if known is not None and size <= known.size:  # it goes on; or a copy brings the same
+            node_id, size = known.node_id, known.size
             if now - known.at < SWEEP_EVERY_S:
-                return
-            node_id, size = known.node_id, known.size  # its time begins anew
-        self._remove(digest)
-        allowed = self._allowed
+                return lambda: self._on_disk(dropped, size)
         if size > allowed.node_bytes:
             raise TooLarge(
                 f"blob {digest[:12]} has {size} bytes; a node may have {allowed.node_bytes} bytes "
                 "here that no accepted result names"
             )
+        self._remove(digest)  # its time begins anew
         while self._over(node_id, size):
-            self._drop_oldest(node_id)
+            dropped.append(self._drop_oldest(node_id))
         while self._bytes + size > allowed.total_bytes:
-            self._drop_oldest(max(self._of, key=self.bytes_of))
+            dropped.append(self._drop_oldest(max(self._of, key=self.bytes_of)))
         note = _Note(node_id, size, now)
-        try:
-            self._path(digest).write_text(json.dumps(asdict(note)))
-        except OSError as error:
-            raise WorldError(
-                f"an upload can't be noted ({error.strerror}); make room on the disk and check "
-                "its permissions"
-            ) from None
         self._add(digest, note)
+        return lambda: self._on_disk(dropped, size, digest, note)
 
     def forget(self, digests: Iterable[str]) -> None:
         """These are named by an event, or are gone: loose no more."""
@@ -133,11 +127,12 @@ class Loose:
             or self.bytes_of(node_id) + size > allowed.node_bytes
         )
 
-    def _drop_oldest(self, node_id: str) -> None:
+    def _drop_oldest(self, node_id: str) -> str:
         for digest in self.blobs_of(node_id):
             if not self._store.under_way(digest):
-                self._drop(digest, "newer uploads need its room")
-                return
+                log.info("upload %s of %s is dropped for newer ones", digest[:12], node_id)
+                self._remove(digest)
+                return digest
         raise SlowDown(
             f"{node_id} has {self.bytes_of(node_id)} bytes of uploads here that no accepted result "
             f"names, and is writing them still; at most {self._allowed.node_bytes} bytes and "
@@ -146,21 +141,38 @@ class Loose:
             RETRY_S,
         )
 
-    def _sweep(self, now: float) -> None:
+    def _too_old(self, now: float) -> list[str]:
+        """Now and then: what goes because of its age."""
         if now < self._sweep_at:
-            return
+            return []
         self._sweep_at = now + SWEEP_EVERY_S
-        for digest, note in list(self._notes.items()):
-            if now - note.at > self._allowed.kept_s and not self._store.under_way(digest):
-                self._drop(
-                    digest, f"no result named it for {self._allowed.kept_s / 86400:.0f} days"
-                )
+        old = [
+            digest
+            for digest, note in self._notes.items()
+            if now - note.at > self._allowed.kept_s and not self._store.under_way(digest)
+        ]
+        for digest in old:
+            log.info("upload %s is dropped: no result named it in time", digest[:12])
+            self._remove(digest)
+        return old
 
-    def _drop(self, digest: str, why: str) -> None:
-        log.info("upload %s of %s is dropped: %s", digest[:12], self._notes[digest].node_id, why)
-        self._store.discard(digest)
-        self._store.drop(digest)
-        self.forget([digest])
+    def _on_disk(
+        self, dropped: list[str], size: int, digest: str = "", note: _Note | None = None
+    ) -> None:
+        for old in dropped:
+            self._store.discard(old)
+            self._store.drop(old)
+            self._path(old).unlink(missing_ok=True)
+        self._leave_a_reserve(size)
+        if note is None:
+            return
+        try:
+            self._path(digest).write_text(json.dumps(asdict(note)))
+        except OSError as error:
+            raise WorldError(
+                f"an upload can't be noted ({error.strerror}); make room on the disk and check "
+                "its permissions"
+            ) from None
 
     def _leave_a_reserve(self, size: int) -> None:
         usage = shutil.disk_usage(self._folder)

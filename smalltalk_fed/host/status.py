@@ -45,7 +45,10 @@ def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
                 "name": invite.name,
                 "uses": invite.uses,
                 "used": len(invite.used_by),
+                "uses_left": invite.uses - len(invite.used_by),
+                "used_by": list(invite.used_by),
                 "expires_at": invite.expires_at,
+                "expired": invite.expires_at <= now,
                 "cancelled": invite.cancelled,
             }
             for invite in state.invites.values()
@@ -92,6 +95,7 @@ def _node(
         "node_id": node_id,
         "name": node.name,
         "revoked": node.revoked or None,
+        "two_places": coordinator.doubles.seen_at.get(node_id),
         "quarantined": node.quarantined or None,
         "doubted": node.doubted or None,
         "audits": node_audits(node, looked_at[node_id]),

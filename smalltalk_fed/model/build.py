@@ -10,20 +10,23 @@ never run. Saving and reading weights is `state`'s part.
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from smalltalk_fed.config.model_config import (
     CONFIG_BYTES_MAX,
     INIT_STD,
+    largest_count,
     model_config,
     read_model_config,
 )
 from smalltalk_fed.config.shapes import ModelShape
 from smalltalk_fed.errors import DataError, PeerError, shown
+from smalltalk_fed.wire.tensors import read_header
 
 
 def build_model(
@@ -54,13 +57,7 @@ def load_model(folder: Path, vocabulary: int, max_tokens: int) -> nn.Module:
     Raises DataError when the folder holds no such model, or its vocabulary or its context is
     smaller than the run's.
     """
-    try:
-        with (folder / "config.json").open("rb") as file:
-            read_model_config(file.read(CONFIG_BYTES_MAX + 1))
-    except OSError:
-        raise DataError(f"{folder} holds no model: there is no config.json in it.") from None
-    except PeerError as error:
-        raise DataError(f"{folder} can't be loaded: {error}.") from None
+    _check_claims(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -69,9 +66,8 @@ def load_model(folder: Path, vocabulary: int, max_tokens: int) -> nn.Module:
             use_safetensors=True,
             dtype=torch.float32,
         )
-    except Exception as error:  # whatever the library makes of somebody's configuration
-        first = shown((str(error).strip() or type(error).__name__).splitlines()[0], 300)
-        raise DataError(f"{folder} can't be loaded as a causal language model: {first}") from None
+    except Exception as error:  # as above
+        raise _not_loaded(folder, error) from None
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < vocabulary:
         raise DataError(
@@ -85,6 +81,48 @@ def load_model(folder: Path, vocabulary: int, max_tokens: int) -> nn.Module:
             "prepare the corpus with shorter ones."
         )
     return model
+
+
+def _check_claims(folder: Path) -> None:
+    """Look at what a model would be before it is built: no code, and no larger than its weights.
+
+    Without this a line of somebody's config.json could fill any machine's memory.
+    """
+    try:
+        with (folder / "config.json").open("rb") as file:
+            table = read_model_config(file.read(CONFIG_BYTES_MAX + 1))
+        headers = [read_header(path) for path in folder.glob("*.safetensors")]
+    except OSError:
+        raise DataError(f"{folder} holds no model: there is no config.json in it.") from None
+    except PeerError as error:
+        raise DataError(f"{folder} can't be loaded: {error}.") from None
+    tensors = [entry.shape for header in headers for entry in header.tensors.values()]
+    parts = largest_count(table)
+    if parts > len(tensors):
+        raise DataError(
+            f"{folder} can't be loaded: its config.json claims {parts} layers or experts, and "
+            f"there are {len(tensors)} tensors."
+        )
+    try:
+        with torch.device("meta"):  # names and shapes alone
+            config = AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever the library makes of somebody's configuration
+        raise _not_loaded(folder, error) from None
+    claimed = sum(part.numel() for part in (*model.parameters(), *model.buffers()))
+    there = sum(map(math.prod, tensors))
+    if claimed > 2 * there:  # a head of its own may be missing
+        raise DataError(
+            f"{folder} can't be loaded: its config.json claims {claimed} numbers, and there are "
+            f"{there}."
+        )
+
+
+def _not_loaded(folder: Path, error: Exception) -> DataError:
+    first = shown((str(error).strip() or type(error).__name__).splitlines()[0], 300)
+    return DataError(f"{folder} can't be loaded as a causal language model: {first}")
 
 
 def _generator(seed_key: bytes, name: str) -> torch.Generator:

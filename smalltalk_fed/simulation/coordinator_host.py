@@ -158,6 +158,7 @@ class CoordinatorHost:
                 _, call = self._open.pop(conversation, (None, None))
                 if call is not None:
                     call.answer(error)
+                ready.add(self.coordinator.noticed())
                 continue
             self._watch.handled(message, conversation)
             ready.add(part)

@@ -25,6 +25,7 @@ from smalltalk_fed.wire.values import (
     MAX_SECONDS,
     MAX_SOFTWARE_CHARS,
     SIGNATURE_BYTES,
+    addresses,
     blob_from_proto,
     cut,
     digest_to_proto,
@@ -113,12 +114,14 @@ def join_from_proto(node_id: str, request: pb.JoinRequest) -> msg.Join:
 
 @dataclass(frozen=True)
 class Welcome:
-    """All of the answer to `Join`: what the core says, and the signed manifest beside it."""
+    """All of the answer to `Join`: what the core says, the signed manifest, present addresses."""
 
     joined: msg.Joined
     manifest: bytes
     manifest_signature: bytes
     coordinator_key: bytes
+    run_addresses: tuple[str, ...] = ()
+    enrolment_addresses: tuple[str, ...] = ()
 
 
 def welcome_to_proto(welcome: Welcome) -> pb.JoinReply:
@@ -129,6 +132,8 @@ def welcome_to_proto(welcome: Welcome) -> pb.JoinReply:
         manifest=welcome.manifest,
         manifest_signature=welcome.manifest_signature,
         coordinator_key=welcome.coordinator_key,
+        run_addresses=welcome.run_addresses,
+        enrolment_addresses=welcome.enrolment_addresses,
     )
 
 
@@ -142,7 +147,10 @@ def welcome_from_proto(reply: pb.JoinReply) -> Welcome:
         text(reply.node_id, MAX_NAME_CHARS, "the node's id"),
         text(reply.reason, MAX_REASON_CHARS, "the reason"),
     )
-    return Welcome(joined, reply.manifest, reply.manifest_signature, reply.coordinator_key)
+    signed = (reply.manifest, reply.manifest_signature, reply.coordinator_key)
+    runs = addresses(reply.run_addresses, "run addresses")
+    enrolments = addresses(reply.enrolment_addresses, "enrolment addresses")
+    return Welcome(joined, *signed, runs, enrolments)
 
 
 # -------------------------------------------------------------------------------- exchange

@@ -34,6 +34,8 @@ MESSAGE_BYTES_MAX = 320 * 1024  # a part of an upload, 256 KiB, and its names
 
 # ------------------------------------------------------------------------- calls of one caller
 CALLS_PER_S = 20.0
+TURNS_AT_ONCE = 8.0  # calls that are worked on at once; more come by turns
+TURN_S = 0.005  # from one to the next, however many come
 COSTLY_CALL = 10.0  # of Join, Leave and a result, in calls: they are checked, logged or durable
 FAULT_CALLS = 5.0  # what a refused call costs more
 MESSAGE_S = 20.0  # until a call's message is here
@@ -105,7 +107,7 @@ class RunLimits:
             costs={"Join": COSTLY_CALL, "Leave": COSTLY_CALL},
             # A question replaces the one before; uploads that a broken line left here are
             # replaced, too.
-            in_flight={"Exchange": 2, "PutBlob": 3, "GetBlob": 4, "Join": 2, "Leave": 2},
+            in_flight={"Exchange": 2, "PutBlob": 3, "GetBlob": 2, "Join": 2, "Leave": 2},
             bytes_up=max(BYTES_LEAST, 2 * up),
             bytes_down=max(BYTES_LEAST, 2 * down),
         )
@@ -141,9 +143,11 @@ def unit_bytes_down(manifest: RunManifest) -> int:
     """Bytes of the largest inputs that one unit may have, at 8 bytes an id."""
     router, expert = manifest.router_blob_bytes_max, manifest.expert_blob_bytes_max
     chunk, all_ids = manifest.config.router.chunk_sequences, manifest.train_sequences
-    routing = router + 16 + 8 * chunk
-    sharding = manifest.experts * router
-    # A seed, the state part-way and the segment; nothing else of an expert ever comes down.
+    # Nothing of an expert comes down in a run that leaves them where they are.
     travels = manifest.config.expert.collects or manifest.config.expert.init == "seed"
-    training = (2 * expert if travels else 0) + 16 + 8 * all_ids
-    return max(routing, sharding, training)
+    weights = expert if travels else 0
+    routing = 2 * router + 16 + 8 * chunk  # with the state before, for an opinion on it
+    sharding = manifest.experts * router
+    training = 2 * weights + 16 + 8 * all_ids  # a seed, the state part-way and the segment
+    judging = weights + sharding + 16 + 8 * all_ids  # an opinion on an expert
+    return max(routing, training, judging)

@@ -62,7 +62,8 @@ coordinator needs by itself (about 100 MB, 187 MB with a thousand working nodes)
 has room. `coordinator/test_raw_socket_abuse` holds it against ten thousand connection attempts.
 **Open files:** the process raises its soft limit
 as far as the hard one allows (`LimitNOFILE=` of the service), and accepts fewer connections, with a
-warning, where that is below {files}.
+warning, where that is below {files}. Several pairs of addresses have such
+caps each, and share the files.
 
 ## What is not limited
 
@@ -140,6 +141,8 @@ def _calls(run: RunLimits) -> list[Row]:
         ("calls at once", f"200, and 4 for each expert and 16 more ({allowed.calls_burst:.0f} with "
          "the defaults); again so many when a result counts", "told, slowed, dropped"),
         ("calls a second after that", f"{allowed.calls_per_s:g}", "told, slowed, dropped"),
+        ("calls that come all at once", f"{limits.TURNS_AT_ONCE:g}",
+         f"take turns, {1000 * limits.TURN_S:g} ms apart"),
         ("`Join`, `Leave`, a result", f"count as {limits.COSTLY_CALL:g} calls more", ""),
         ("a call that is refused", f"counts as {limits.FAULT_CALLS:g} calls more", ""),
         ("refusals that are answered at once", f"{limits.TOLD_MAX}",

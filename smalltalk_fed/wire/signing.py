@@ -1,9 +1,11 @@
-"""Ed25519 signatures: a node over its results, the coordinator over the run's manifest.
+"""Ed25519 signatures: a node over its results, the coordinator over manifest and assignments.
 
 Rules: what is signed is canonical JSON under a prefix that names its kind and version, so
 that a signature over one thing never fits another. A result's statement names run, unit,
 node, incarnation, the digests of what went in and came out, and the figures: whatever
 carrier brought it, it can be checked years later from the journal alone.
+A unit is signed as it is handed out to one process of one node: nobody else can give it work,
+or the same work to another.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from smalltalk_fed.errors import Unauthenticated, UserError
 from smalltalk_fed.wire.secret_files import read_secret, write_secret
 
 _RESULT = b"smalltalk-fed result 1\0"
+_UNIT = b"smalltalk-fed unit 1\0"
 _MANIFEST = b"smalltalk-fed manifest 1\0"
 
 
@@ -97,6 +100,19 @@ def verify_result(
     _verify(public_key, result.signature, statement, f"the result of {result.unit_id}")
 
 
+def sign_unit(key: SigningKey, run_id: str, node_id: str, incarnation: int, unit: Unit) -> bytes:
+    """The coordinator's signature over a unit as it is handed out to one process of a node."""
+    return key.sign(_UNIT + canonical_json(_handed_out(run_id, node_id, incarnation, unit)))
+
+
+def verify_unit(
+    public_key: bytes, run_id: str, node_id: str, incarnation: int, unit: Unit, signature: bytes
+) -> None:
+    """Raises Unauthenticated when it is not this key's signature over this very assignment."""
+    statement = _UNIT + canonical_json(_handed_out(run_id, node_id, incarnation, unit))
+    _verify(public_key, signature, statement, f"the assignment of {unit.unit_id}")
+
+
 def sign_manifest(key: SigningKey, manifest: bytes) -> bytes:
     """The coordinator's signature over `RunManifest.to_bytes()`."""
     return key.sign(_MANIFEST + manifest)
@@ -111,19 +127,26 @@ def _result_statement(
     run_id: str, node_id: str, incarnation: int, unit: Unit, result: Result
 ) -> bytes:
     statement = {
-        "run": run_id,
-        "node": node_id,
-        "incarnation": incarnation,
+        **_handed_out(run_id, node_id, incarnation, unit),
         "unit": result.unit_id,
-        "inputs": [_blob(ref) for ref in unit.inputs],
-        "start_step": unit.start_step,
-        "weights": [float(weight) for weight in unit.weights],
-        "sample": unit.sample,
         "outputs": [_blob(ref) for ref in result.outputs],
         # As they travel: an integer that a node put in arrives as a float.
         "figures": {name: float(value) for name, value in result.figures.items()},
     }
     return _RESULT + canonical_json(statement)
+
+
+def _handed_out(run_id: str, node_id: str, incarnation: int, unit: Unit) -> dict[str, object]:
+    return {
+        "run": run_id,
+        "node": node_id,
+        "incarnation": incarnation,
+        "unit": unit.unit_id,
+        "inputs": [_blob(ref) for ref in unit.inputs],
+        "start_step": unit.start_step,
+        "weights": [float(weight) for weight in unit.weights],
+        "sample": unit.sample,
+    }
 
 
 def _blob(ref: BlobRef) -> list[str | int]:

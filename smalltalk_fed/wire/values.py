@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from smalltalk_fed.config.run import MAX_EXPERTS
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKey
-from smalltalk_fed.errors import Malformed, TooLarge, shown
+from smalltalk_fed.errors import Malformed, TooLarge, UserError, shown
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
+from smalltalk_fed.wire.token import check_address
 
 MAX_REASON_CHARS = 500
 MAX_NAME_CHARS = 64
@@ -23,6 +24,7 @@ MAX_OUTPUTS = 8
 MAX_INPUTS = MAX_EXPERTS + 8  # a shard gets every router
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_RELEASED = 16
+MAX_ADDRESSES = 16
 MAX_INTEGER = 2**63 - 1
 MAX_SECONDS = 1e12  # far after any time that a run will see
 
@@ -76,6 +78,16 @@ def integer(value: int, what: str) -> int:
 def unit_id_text(value: str) -> str:
     """`value` if it is a work unit's id. Raises Malformed or TooLarge."""
     return UnitKey.parse(text(value, MAX_NAME_CHARS, "a work unit's id")).unit_id
+
+
+def addresses(found: Sequence[str], what: str) -> tuple[str, ...]:
+    """`found` if they are a few of the form host:port. Raises Malformed or TooLarge."""
+    if len(found) > MAX_ADDRESSES:
+        raise TooLarge(f"there are {len(found)} {what}; at most {MAX_ADDRESSES} are allowed")
+    try:
+        return tuple(check_address(address) for address in found)
+    except UserError:
+        raise Malformed(f"one of the {what} is not host:port") from None
 
 
 def cut(reason: str) -> str:

@@ -19,18 +19,17 @@ START = 1_000_000.0
 def flood(gate: Gate, who: str, now: float, calls: int = 10_000) -> list[Overrun]:
     """Call as fast as possible; returns the refusals."""
     refusals = []
-    for number in range(calls):
+    for _ in range(calls):
         try:
-            gate.enter(who, "Exchange", number, now)
+            gate.enter(who, "Exchange", now)
         except Overrun as overrun:
             refusals.append(overrun)
-        else:
-            gate.leave(who, "Exchange", number)
     return refusals
 
 
 def call(gate: Gate, now: float, method: str = "Exchange", who: str = "n-1") -> None:
-    assert gate.enter(who, method, now, now) is None
+    gate.enter(who, method, now)
+    assert gate.begin(who, method, now, now) is None
     gate.leave(who, method, now)
 
 
@@ -156,13 +155,23 @@ def test_what_is_costly_or_wrong_counts_as_many_calls() -> None:
 def test_of_too_many_calls_at_a_time_the_oldest_gives_way() -> None:
     gate = Gate(ALLOWED)
     most = ALLOWED.in_flight["PutBlob"]
-    assert [gate.enter("n-1", "PutBlob", n, START) for n in range(most)] == [None] * most
-    assert gate.enter("n-2", "PutBlob", "another's", START) is None
-    assert gate.enter("n-1", "PutBlob", most, START) == 0
+    assert [gate.begin("n-1", "PutBlob", n, START) for n in range(most)] == [None] * most
+    assert gate.begin("n-2", "PutBlob", "another's", START) is None
+    assert gate.begin("n-1", "PutBlob", most, START) == 0
     gate.leave("n-1", "PutBlob", 0)  # it gave way; nothing is freed twice
     gate.leave("n-1", "PutBlob", 1)
-    assert gate.enter("n-1", "PutBlob", most + 1, START) is None
-    assert gate.enter("n-1", "PutBlob", most + 2, START) == 2
+    assert gate.begin("n-1", "PutBlob", most + 1, START) is None
+    assert gate.begin("n-1", "PutBlob", most + 2, START) == 2
+
+
+def test_calls_that_come_all_at_once_take_turns_and_others_need_not_wait() -> None:
+    gate, at_once = Gate(ALLOWED), int(limits.TURNS_AT_ONCE)
+    turns = [gate.enter("n-1", "Exchange", START) for _ in range(at_once + 3)]
+    assert turns[:at_once] == [0.0] * at_once
+    assert turns[at_once:] == pytest.approx([limits.TURN_S * n for n in (1, 2, 3)])
+    assert gate.enter("n-2", "Exchange", START) == 0.0
+    assert gate.enter("n-1", "Exchange", START + 3 * limits.TURN_S) == pytest.approx(limits.TURN_S)
+    assert gate.enter("n-1", "Exchange", START + 1.0) == 0.0
 
 
 def test_bytes_are_paced_and_never_refused() -> None:

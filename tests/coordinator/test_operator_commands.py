@@ -14,9 +14,13 @@ from smalltalk_coordinator.cli import NAME, app
 from support.core_world import FakeNode, World, make_manifest
 from support.tiny_run import LENGTH, write_tiny_corpus
 
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.host.clock import SystemClock
+from smalltalk_fed.host.folder import RunFolder
+from smalltalk_fed.host.offline import decide_offline
 from smalltalk_fed.host.status import run_status
 from smalltalk_fed.telemetry.console import run_program
-from smalltalk_fed.wire.token import decode_token
+from smalltalk_fed.wire.token import decode_token, secret_sha256
 
 Run = Callable[..., int]
 
@@ -56,6 +60,82 @@ def test_an_invitation_works_before_the_first_serve(
     assert run("invite", folder, "--cancel", status["invites"][0]["id"]) == 0
 
 
+def test_invitations_are_listed_without_their_secrets(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    assert run("invite", folder, "--name", "for Ada [lab]", "--uses", "3", "--hours", "2") == 0
+    secret = decode_token(capsys.readouterr().out).secret
+    assert run("invite", folder, "--hours", "1") == 0
+    capsys.readouterr()
+    run_folder = RunFolder.open(folder)
+    enrol = msg.Enrol(secret_sha256(secret), "ab" * 32, "box")
+    answer = decide_offline(run_folder, enrol, SystemClock())
+    assert isinstance(answer, msg.Enrolled)
+
+    assert run("invite", folder, "--list", "--json") == 0
+    printed = capsys.readouterr().out
+    ada, other = json.loads(printed)
+    assert ada["id"] == secret_sha256(secret)[:8]
+    assert (ada["name"], ada["uses"], ada["uses_left"]) == ("for Ada [lab]", 3, 2)
+    assert ada["used_by"] == [answer.node_id]
+    assert (other["uses_left"], other["used_by"], other["expired"]) == (1, [], False)
+    for text in (secret.hex(), secret_sha256(secret)):
+        assert text not in printed
+
+    assert run("invite", folder, "--cancel", other["id"]) == 0
+    capsys.readouterr()
+    assert run("invite", folder, "--list") == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert "for Ada [lab] 2 of 3" in table
+    assert answer.node_id in table
+    assert "cancelled" in table
+
+
+def test_no_invitations_are_listed_too(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("invite", folder, "--list") == 0
+    assert "no invitations yet" in capsys.readouterr().out
+    assert run("invite", folder, "--list", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_addresses_are_added_and_removed_and_a_token_has_the_first(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = "[::1]:1/vm.example.org:2"
+    assert run("addresses", folder, "--add", more) == 0
+    assert capsys.readouterr().out.split() == ["127.0.0.1:1/127.0.0.1:2", more]
+    assert run("addresses", folder, "--remove", "127.0.0.1:1/127.0.0.1:2", "--json") == 0
+    pair = {"run": "[::1]:1", "enrolment": "vm.example.org:2"}
+    assert json.loads(capsys.readouterr().out) == [pair]
+    assert run("invite", folder) == 0
+    token = decode_token(capsys.readouterr().out)
+    assert (token.run_address, token.enrolment_address) == (pair["run"], pair["enrolment"])
+
+
+def test_a_run_is_made_with_several_addresses(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, corpus = folder.parent / "new", folder.parent / "corpus"
+    wanted = ("--run-address", "a:1", "--enrol-address", "a:2")
+    wanted += ("--run-address", "b:1", "--enrol-address", "b:2")
+    tiny = ("--set", f"sequence.length={LENGTH}", "--set", "sequence.prefix=4")
+    assert run("init", new, "--corpus", corpus, *wanted, *tiny) == 0
+    capsys.readouterr()
+    assert run("addresses", new) == 0
+    assert capsys.readouterr().out.split() == ["a:1/a:2", "b:1/b:2"]
+
+
+def test_an_operators_key_that_others_can_read_is_refused(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "operator" / "key.pem").chmod(0o644)
+    assert run("status", folder) == 2
+    assert "chmod 600" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -65,6 +145,16 @@ def test_an_invitation_works_before_the_first_serve(
         (("init", "NEW", "--corpus", "CORPUS", "--run-address", "here"), 2, "host:port"),
         (("revoke", "RUN", "n-nobody"), 3, "no node is called"),
         (("resume", "RUN"), 3, "can't be resumed"),
+        (("invite", "RUN", "--list", "--cancel", "ab"), 2, "two commands"),
+        (("invite", "RUN", "--json"), 2, "--list"),
+        (("invite", "RUN", "--cancel", "ab"), 3, "fits 0 invitations"),
+        (("addresses", "RUN", "--add", "a:1"), 2, "HOST:PORT/HOST:PORT"),
+        (("addresses", "RUN", "--remove", "a:1/a:2"), 2, "not an address of this run"),
+        (
+            ("init", "NEW", "--corpus", "CORPUS", "--run-address", "a:1", "--run-address", "b:1"),
+            2,
+            "as many of the one",
+        ),
         (("export", "RUN", "--assignments", "a.npz"), 2, "has not begun"),
     ],
 )

@@ -2,10 +2,10 @@
 
 Importing everything instrumented takes seconds, so it is done once: every line of the standard
 input is an order (a decoder's name, libFuzzer's flags, a file for what is said), done in a
-fork, whose exit code is the answer. Only our packages are instrumented (and TOML's parser, which
-is Python): what is C or Rust
-below them (protobuf, safetensors, pydantic, tokenizers, SQLite, OpenSSL) runs as it is. A fork
-may not grow by more than `ROOM_BYTES`, so that an allocation by a claimed length is found.
+fork, whose exit code is the answer. Only our packages are instrumented, and TOML's parser, which
+is Python: what is C or Rust below them (protobuf, safetensors, pydantic, tokenizers, SQLite,
+OpenSSL) runs as it is. A fork may not grow by more than `ROOM_BYTES`, so that an allocation by
+a claimed length is found.
 """
 
 from __future__ import annotations

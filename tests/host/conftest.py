@@ -19,7 +19,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[
     """A whole run and its nodes' keys; not to be changed."""
     folder = tmp_path_factory.mktemp("audited")
     corpus = write_tiny_corpus(folder / "corpus")
-    run = make_run_folder(folder / "run", corpus, router={"rounds": ROUNDS})
+    run = make_run_folder(folder / "run", corpus, router={"rounds": ROUNDS}, audit={"rate": 0})
     return run, finish_run(run, corpus)
 
 

@@ -39,7 +39,7 @@ class Disk:
         """Upload bytes, or begin to; returns their digest."""
         data = what.encode().ljust(size, b".")
         digest = hashlib.sha256(data).hexdigest()
-        self.loose.admit(node, digest, size, now)
+        self.loose.admit(node, digest, size, now)()
         upload = self.store.upload(digest, size, size)
         upload.write(data if whole else data[:1])
         upload.pause()
@@ -77,9 +77,9 @@ def test_more_than_a_node_may_have_at_all_is_refused_by_its_number(disk: Disk) -
 
 def test_an_upload_that_is_announced_larger_counts_as_the_larger_one(disk: Disk) -> None:
     digest = disk.upload("n-1", "x", 10, whole=False)
-    disk.loose.admit("n-1", digest, 10, 2.0)
+    disk.loose.admit("n-1", digest, 10, 2.0)()
     assert disk.loose.bytes_of("n-1") == 10
-    disk.loose.admit("n-1", digest, 4 * SIZE, 3.0)
+    disk.loose.admit("n-1", digest, 4 * SIZE, 3.0)()
     assert disk.loose.bytes_of("n-1") == 4 * SIZE
 
 
@@ -95,7 +95,7 @@ def test_what_is_being_written_is_not_taken_away(disk: Disk) -> None:
     writing = []
     for number in range(ALLOWED.node_blobs):
         digest = hashlib.sha256(str(number).encode()).hexdigest()
-        disk.loose.admit("n-1", digest, SIZE, 1.0)
+        disk.loose.admit("n-1", digest, SIZE, 1.0)()
         writing.append(disk.store.upload(digest, SIZE, SIZE))
     with pytest.raises(SlowDown, match="at most 400 bytes and 3 blobs of a node"):
         disk.upload("n-1", "one more")
@@ -131,10 +131,10 @@ def test_an_upload_that_goes_on_for_weeks_is_not_too_old(disk: Disk) -> None:
     slow = disk.upload("n-1", "slow", now=1.0, whole=False)
     for week in range(1, 5):
         now = 1.0 + week * (ALLOWED.kept_s - 1)
-        disk.loose.admit("n-1", slow, SIZE, now)
+        disk.loose.admit("n-1", slow, SIZE, now)()
         assert disk.here(slow)
     again = Disk(disk.folder, ALLOWED)
-    again.loose.admit("n-2", "0" * 64, 1, now + ALLOWED.kept_s - 1)
+    again.loose.admit("n-2", "0" * 64, 1, now + ALLOWED.kept_s - 1)()
     assert again.here(slow)
 
 
@@ -163,9 +163,9 @@ def test_an_accepted_result_names_its_blobs(tmp_path: Path) -> None:
         assert order.unit is not None
         result = router_result(host.manifest, host.blobs, order.unit.unit_id)
         for ref in result.outputs:
-            host.loose.admit(node_id, ref.digest, ref.size, 1.0)
+            host.loose.admit(node_id, ref.digest, ref.size, 1.0)()
         stray = hashlib.sha256(b"stray").hexdigest()
-        host.loose.admit(node_id, stray, 5, 1.0)
+        host.loose.admit(node_id, stray, 5, 1.0)()
         host.blobs.put("parameters", b"stray")
         assert len(host.loose.blobs_of(node_id)) == len(result.outputs) + 1
         order = await host.ask(msg.Exchange(node_id, 1, finished=result, wants_work=False))

@@ -10,7 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 from smalltalk_node import transfer
-from smalltalk_node.connection import Connection, NoAnswer
+from smalltalk_node.connection import Connection
+from smalltalk_node.dialling import NoAnswer
 from smalltalk_node.transfer import get_blob, put_blob, ref_of
 from support.loopback_coordinator import PART_BYTES, Loopback
 

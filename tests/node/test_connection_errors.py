@@ -10,7 +10,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from smalltalk_node.connection import Connection, Newcomer, NoAnswer
+from smalltalk_node.connection import Connection
+from smalltalk_node.dialling import Newcomer, NoAnswer
 from smalltalk_node.identity import NodeFolder
 from smalltalk_node.joining import Renewal, enrol
 from support.loopback_coordinator import Loopback, Served, refusing, serving

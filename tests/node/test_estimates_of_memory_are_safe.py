@@ -38,7 +38,7 @@ print(json.dumps({"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_max
 """
 SHAPES = {
     "wide vocabulary": (8000, 64, {"hidden": 64, "layers": 2, "heads": 4, "feed_forward": 128}, 16),
-    "deep": (500, 128, {"hidden": 128, "layers": 8, "heads": 4, "feed_forward": 512}, 16),
+    "deep": (500, 128, {"hidden": 128, "layers": 8, "heads": 4, "feed_forward": 512}, 40),
     "large": (2000, 64, {"hidden": 512, "layers": 6, "heads": 8, "feed_forward": 1536}, 4),
     "long": (300, 1024, {"hidden": 64, "layers": 2, "heads": 4, "feed_forward": 128}, 8),
 }

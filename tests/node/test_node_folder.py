@@ -18,6 +18,10 @@ from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import UserError
 
 IDENTITY = Identity("n-1", "box", "a:1", "b:2")
+WITH = (
+    '{"node_id": "n", "name": "b", "run_address": "a:1", "enrolment_address": "b:2", '
+    '"run_addresses": %s}'
+)
 
 
 def test_everything_in_it_is_private(tmp_path: Path) -> None:
@@ -88,13 +92,45 @@ def test_identity_survives_and_single_fields_change(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"node_id": "n"}', '{"odd": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "[1]",
+        '{"node_id": "n"}',
+        '{"odd": 1}',
+        WITH % '"a:1"',
+        WITH % "[1]",
+        WITH % "3",
+    ],
+)
 def test_damaged_identity_is_said(tmp_path: Path, text: str) -> None:
     folder = NodeFolder.open(tmp_path)
     folder.keep_identity(IDENTITY)
     (tmp_path / "node.json").write_text(text)
     with pytest.raises(UserError, match="damaged"):
         folder.identity()
+
+
+def test_an_identity_of_an_older_version_is_read(tmp_path: Path) -> None:
+    folder = NodeFolder.open(tmp_path)
+    folder.keep_identity(IDENTITY)
+    old = {"node_id": "n-1", "name": "box", "run_address": "a:1", "enrolment_address": "b:2",
+           "run_id": "", "coordinator_key": "", "corpus": ""}  # fmt: skip
+    (tmp_path / "node.json").write_text(json.dumps(old))
+    assert folder.identity() == IDENTITY
+    assert (IDENTITY.runs, IDENTITY.enrolments) == (("a:1",), ("b:2",))
+
+
+def test_addresses_survive_and_the_one_that_answered_is_first(tmp_path: Path) -> None:
+    folder = NodeFolder.open(tmp_path)
+    folder.keep_identity(IDENTITY)
+    folder.remember(run_address="c:1", run_addresses=("a:1", "c:1"), enrolment_addresses=("b:2",))
+    identity = NodeFolder.open(tmp_path).identity()
+    assert (identity.runs, identity.enrolments) == (("c:1", "a:1"), ("b:2",))
 
 
 def test_incarnation_grows_even_if_the_clock_goes_back(tmp_path: Path) -> None:

@@ -214,7 +214,11 @@ class KilledRun:
 
 
 def outcome(folder: RunFolder) -> dict[str, object]:
-    """All that a finished run has decided and made: lists, routers, experts, verdicts."""
+    """All that a finished run has decided and made: lists, routers, experts, losses.
+
+    But for opinions: which sample they are on follows from who did the work, which a death
+    may change.
+    """
     made: dict[str, object] = {}
     journal = Journal(folder.journal)
     for event in journal.events():
@@ -225,7 +229,7 @@ def outcome(folder: RunFolder) -> dict[str, object]:
                 made["segments"] = event.segments
             case WeightsCollected():
                 made[f"{event.unit_id} at {event.step}"] = event.outputs
-            case UnitAccepted():
+            case UnitAccepted() if not event.unit_id.startswith(UnitKind.AUDIT):
                 losses = {k: v for k, v in event.figures.items() if k.endswith(("nll", "loss"))}
                 made[event.unit_id] = (event.outputs, losses)
     journal.close()

@@ -20,7 +20,7 @@ import grpc
 from smalltalk_node.identity import Identity, NodeFolder
 
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.units import BlobRef
+from smalltalk_fed.core.units import BlobRef, Unit
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger, kind_of
@@ -50,10 +50,13 @@ class Behaviour:
     get_sends: bytes | None = None  # other bytes than asked for
     refusal: tuple[grpc.StatusCode, str] | None = None  # of every BlobState
     explanation: str = ""  # why no certificate is welcome
+    looks_at_the_end: bool = False  # a certificate that ended is not welcome
+    renewal_refusal: tuple[grpc.StatusCode, str] | None = None
     clock_s: float = 0.0  # ahead of ours
     slow_down: dict[str, int] = field(default_factory=dict)  # method -> calls that come too often
     join: Callable[[msg.Join], convert.Welcome] | None = None
     exchange: Callable[[msg.Exchange], msg.Order] | None = None
+    sign: Callable[[msg.Exchange, Unit], bytes] | None = None  # a unit that is handed out
 
 
 class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
@@ -81,6 +84,8 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         return pb.EnrolReply(node_id=node_id, certificate=pem)
 
     def Renew(self, request: Any, context: Any) -> pb.EnrolReply:  # noqa: N802
+        if self.behaviour.renewal_refusal:
+            context.abort(*self.behaviour.renewal_refusal)
         node_id = certificate_facts(request.certificate).node_id
         pem = self.authority.issue_node(request.certificate_request, node_id, time.time())
         return pb.EnrolReply(node_id=node_id, certificate=pem)
@@ -92,6 +97,8 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         except Exception as error:
             return pb.ExplainReply(reason=str(error), welcome=False, now=now)
         reason = self.behaviour.explanation
+        if self.behaviour.looks_at_the_end:
+            reason = reason or certificate_facts(request.certificate).problem(now)
         return pb.ExplainReply(reason=reason or "welcome", welcome=not reason, now=now)
 
     # ------------------------------------------------------------------------------------ run
@@ -118,7 +125,10 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
             order = self.behaviour.exchange(exchange)
         except grpc.RpcError as error:
             context.abort(error.args[0], error.args[1])
-        return self._counted(node_id, "exchange", request, convert.order_to_proto(order))
+        reply = convert.order_to_proto(order)
+        if order.unit is not None and self.behaviour.sign is not None:
+            reply.unit_signature = self.behaviour.sign(exchange, order.unit)
+        return self._counted(node_id, "exchange", request, reply)
 
     def Leave(self, request: Any, context: Any) -> pb.LeaveReply:  # noqa: N802
         node_id = self._node(context)

@@ -19,7 +19,7 @@ from smalltalk_fed.core.units import Unit, UnitKey
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.mixture.idlists import encode_ids
 from smalltalk_fed.wire import convert
-from smalltalk_fed.wire.signing import SigningKey, sign_manifest
+from smalltalk_fed.wire.signing import SigningKey, sign_manifest, sign_unit
 
 STOP = msg.Order("the run is finished", stop=True)
 KEY = SigningKey.create()
@@ -51,11 +51,16 @@ class Stage:
 
         self.loopback.behaviour.exchange = exchange
         self.loopback.behaviour.join = self.welcome
+        self.loopback.behaviour.sign = self.sign
 
     def welcome(self, join: msg.Join) -> convert.Welcome:
         data = self.manifest.to_bytes()
         joined = msg.Joined(join.node_id, "part of the run")
         return convert.Welcome(joined, data, sign_manifest(KEY, data), KEY.public_bytes)
+
+    def sign(self, question: msg.Exchange, unit: Unit) -> bytes:
+        who = (self.manifest.run_id, question.node_id, question.incarnation)
+        return sign_unit(KEY, *who, unit)
 
     def program(self) -> Program:
         return Program(self.folder, Options(self.corpus.folder, "cpu", 1))

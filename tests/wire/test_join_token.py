@@ -90,3 +90,17 @@ def test_other_mistakes(text: str, word: str) -> None:
 def test_address_must_be_host_and_port(address: str) -> None:
     with pytest.raises(UserError, match="host:port"):
         encode_token(JoinToken(address, "a:1", b"", b"s" * 16, 1))
+
+
+def test_a_token_of_the_first_version_is_still_read() -> None:
+    line = (
+        "stf1.AFEAarKNADAxMjM0NTY3ODlhYmNkZWYUcnVuLmV4YW1wbGUub3JnOjcwNzASWzIwMDE6ZGI4OjoxXTo3MDcx"
+        "AAxhbiBhdXRob3JpdHnWZQmd"
+    )
+    assert decode_token(line) == JoinToken(
+        "run.example.org:7070",
+        "[2001:db8::1]:7071",
+        b"an authority",
+        b"0123456789abcdef",
+        1_790_086_400,
+    )

@@ -10,13 +10,17 @@ import pytest
 
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import Unauthenticated, UserError
+from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire.signing import (
     SigningKey,
     sign_manifest,
     sign_result,
+    sign_unit,
     verify_manifest,
     verify_result,
+    verify_unit,
 )
+from smalltalk_fed.wire.values import unit_from_proto, unit_to_proto
 
 KEY = SigningKey.create()
 UNIT = Unit(UnitKey(UnitKind.ROUTER_ROUND, 1, 2), (BlobRef("share", "ab" * 32, 10),))
@@ -84,3 +88,38 @@ def test_key_survives_the_disk_privately(tmp_path: Path) -> None:
     path.chmod(0o640)
     with pytest.raises(UserError, match="chmod 600"):
         SigningKey.load(path)
+
+
+ASSIGNED = dataclasses.replace(UNIT, start_step=3, weights=(0.25, 0.75), sample=9)
+
+
+def test_an_assignment_is_verified_as_it_arrives() -> None:
+    signature = sign_unit(KEY, "run", "n-1", 7, ASSIGNED)
+    arrived = unit_from_proto(pb.Unit.FromString(unit_to_proto(ASSIGNED).SerializeToString()))
+    verify_unit(KEY.public_bytes, "run", "n-1", 7, arrived, signature)
+
+
+@pytest.mark.parametrize(
+    ("run", "node", "incarnation", "unit"),
+    [
+        ("other", "n-1", 7, ASSIGNED),
+        ("run", "n-2", 7, ASSIGNED),
+        ("run", "n-1", 8, ASSIGNED),
+        ("run", "n-1", 7, dataclasses.replace(ASSIGNED, key=UnitKey(UnitKind.SHARD, index=1))),
+        ("run", "n-1", 7, dataclasses.replace(ASSIGNED, inputs=())),
+        ("run", "n-1", 7, dataclasses.replace(ASSIGNED, start_step=4)),
+        ("run", "n-1", 7, dataclasses.replace(ASSIGNED, weights=())),
+        ("run", "n-1", 7, dataclasses.replace(ASSIGNED, sample=8)),
+    ],
+)
+def test_any_other_assignment_is_not(run: str, node: str, incarnation: int, unit: Unit) -> None:
+    signature = sign_unit(KEY, "run", "n-1", 7, ASSIGNED)
+    with pytest.raises(Unauthenticated, match="the assignment of"):
+        verify_unit(KEY.public_bytes, run, node, incarnation, unit, signature)
+
+
+def test_an_assignment_without_a_signature_or_by_another_key_is_refused() -> None:
+    others = sign_unit(SigningKey.create(), "run", "n-1", 7, ASSIGNED)
+    for signature in (b"", bytes(64), others):
+        with pytest.raises(Unauthenticated):
+            verify_unit(KEY.public_bytes, "run", "n-1", 7, ASSIGNED, signature)

@@ -43,7 +43,7 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
         "pickle.find_class", "marshal.loads", "marshal.load", "compile", "exec",
     ):  # fmt: skip
         return
-    modules = _modules(sys._getframe(1))
+    modules = _modules(sys._getframe().f_back)
     if not _concerns(event, modules):
         return
     _busy = True
