@@ -26,6 +26,8 @@ from smalltalk_fed.wire.limits import CONNECTIONS_MAX, WAIT_KEY
 
 log = logging.getLogger("smalltalk.coordinator")
 
+PEER_CHARS_MAX = 100
+
 Handler = Callable[..., Awaitable[Any]]
 
 
@@ -69,14 +71,18 @@ def name_of(context: grpc.aio.ServicerContext) -> str:
 
 def address_of(context: grpc.aio.ServicerContext) -> str:
     """The caller's address without its port; of IPv6 the network, which one machine can fill."""
-    kind, _, place = urllib.parse.unquote(context.peer()).partition(":")
-    host = place.rpartition(":")[0].strip("[]")
-    if kind != "ipv6":
-        return host or place
+    peer = str(context.peer())
+    place = urllib.parse.unquote(peer.partition(":")[2])
+    host = place.rpartition(":")[0].strip("[]").partition("%")[0]
     try:
-        return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+        number = ipaddress.ip_address(host)
     except ValueError:
-        return host
+        return peer[:PEER_CHARS_MAX]
+    if isinstance(number, ipaddress.IPv4Address):
+        return str(number)
+    if number.ipv4_mapped:  # a port that listens for both kinds
+        return str(number.ipv4_mapped)
+    return str(ipaddress.ip_network((number, 64), strict=False))
 
 
 def served(handler: Handler) -> Handler:

@@ -12,8 +12,8 @@ import logging
 
 import grpc
 
-from smalltalk_coordinator.calls import served
-from smalltalk_coordinator.guesses import Guesses, address_of
+from smalltalk_coordinator.calls import address_of, served
+from smalltalk_coordinator.guesses import Guesses
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import known
 from smalltalk_fed.errors import Forbidden, PeerError, Refused, Unauthenticated
@@ -47,7 +47,7 @@ class EnrolmentService(pb_grpc.EnrolmentServicer):
         self, request: pb.EnrolRequest, context: grpc.aio.ServicerContext
     ) -> pb.EnrolReply:
         """A token's secret and a certificate request."""
-        address, now = address_of(context.peer()), self._host.clock.now()
+        address, now = address_of(context), self._host.clock.now()
         wait_s = self._guesses.wait_s(address, now)
         if wait_s > 0:
             raise Refused(

@@ -5,16 +5,14 @@ from a second to ten minutes; the first few are free, since people paste old tok
 during the wait is refused unread and costs nothing, so nothing is held for it. While wrong
 tokens come in faster than a few a second, from wherever, each costs the longest wait. An
 address that gave none is never held up by others. The number of addresses that are remembered
-is bounded; those that were heard of last stay. IPv6 is counted by networks of 64 bits, since a
-machine has a whole one. Times are arguments; what is lost in a restart is forgiven.
+is bounded; those that were heard of last stay. What an address is, `calls.address_of` says.
+Times are arguments; what is lost in a restart is forgiven.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
-from urllib.parse import unquote
 
 FREE_TRIES = 3
 FIRST_WAIT_S, LAST_WAIT_S = 1.0, 600.0
@@ -74,18 +72,3 @@ class Guesses:
             return True
         self._left -= 1.0
         return False
-
-
-def address_of(peer: str) -> str:
-    """The address that a caller is counted under, out of gRPC's `ipv4:1.2.3.4:5678`."""
-    rest = peer.partition(":")[2]
-    host = unquote(rest.rpartition(":")[0]).strip("[]").partition("%")[0]
-    try:
-        number = ipaddress.ip_address(host)
-    except ValueError:
-        return peer[:100]
-    if isinstance(number, ipaddress.IPv4Address):
-        return str(number)
-    if number.ipv4_mapped:
-        return str(number.ipv4_mapped)
-    return str(ipaddress.ip_network((int(number) >> 64 << 64, 64)))

@@ -43,7 +43,7 @@ class PresentAddresses:
         self._seen, before = appearance, self.value
         try:
             self.value = Addresses.load(self._path)
-        except (OSError, LookupError, TypeError, ValueError, UserError) as error:
+        except (OSError, ValueError, UserError) as error:
             log.warning("%s can't be read (%s); the addresses stay as they were", self._path, error)
         return self.value != before
 

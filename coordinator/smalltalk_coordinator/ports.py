@@ -66,16 +66,17 @@ def newcomer_options(connections: int) -> Options:
     )
 
 
-def connection_caps() -> tuple[int, int]:
-    """Connections of the nodes' and of the enrolment port: as many as the open files allow.
+def connection_caps(pairs: int = 1) -> tuple[int, int]:
+    """Connections of a nodes' and of an enrolment port: as many as the open files allow.
 
-    The soft limit of open files is raised to the hard one.
+    `pairs`: of such ports, which share the files. The soft limit of open files is raised as far
+    as the hard one allows.
 
     Raises:
         WorldError: the limit of open files is too low to serve at all.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OTHER_FILES + limits.CONNECTIONS_MAX + limits.NEWCOMERS_MAX
+    wanted = OTHER_FILES + pairs * (limits.CONNECTIONS_MAX + limits.NEWCOMERS_MAX)
     files = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
     if files < FILES_LEAST:
         raise WorldError(
@@ -84,8 +85,9 @@ def connection_caps() -> tuple[int, int]:
         )
     if soft != resource.RLIM_INFINITY and soft < files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    newcomers = min(limits.NEWCOMERS_MAX, (files - OTHER_FILES) // 4)
-    nodes = min(limits.CONNECTIONS_MAX, files - OTHER_FILES - newcomers)
+    share = (files - OTHER_FILES) // pairs
+    newcomers = min(limits.NEWCOMERS_MAX, share // 4)
+    nodes = min(limits.CONNECTIONS_MAX, share - newcomers)
     if nodes < limits.CONNECTIONS_MAX:
         log.warning(
             "%d open files are allowed, so at most %d nodes are connected at a time; raise the "

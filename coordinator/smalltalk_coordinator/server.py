@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 from collections.abc import Callable
@@ -118,19 +119,20 @@ def make_listeners(
     authority, addresses = folder.authority(), PresentAddresses(folder)
     run = RunService(host, ledger, folder.signing_key(), gates[0], lambda: addresses.value)
     admin, enrolment = AdminService(host, status), EnrolmentService(host, authority)
-    nodes_max, newcomers_max = connection_caps()
+    caps = functools.cache(connection_caps)
     guards = [
         Guard(gate, who, host.clock) for gate, who in zip(gates, (name_of, address_of), strict=True)
     ]
 
     def run_server() -> grpc.aio.Server:
-        server = grpc.aio.server(options=node_options(nodes_max), interceptors=guards[:1])
+        options = node_options(caps(len(addresses.value.pairs))[0])
+        server = grpc.aio.server(options=options, interceptors=guards[:1])
         pb_grpc.add_RunServicer_to_server(run, server)
         pb_grpc.add_AdminServicer_to_server(admin, server)
         return server
 
     def enrolment_server() -> grpc.aio.Server:
-        options = newcomer_options(newcomers_max)
+        options = newcomer_options(caps(len(addresses.value.pairs))[1])
         server = grpc.aio.server(options=options, interceptors=guards[1:])
         pb_grpc.add_EnrolmentServicer_to_server(enrolment, server)
         return server

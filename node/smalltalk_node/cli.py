@@ -156,9 +156,10 @@ def run(
         )
         if limits != Limits.load(place.path):
             limits.save(place.path)
-        cap_process_memory(limits.memory_gb)
         recorder = EgressRecorder(record_egress) if record_egress else None
         options = Options(corpus, device, threads, limits, recorder)
+        if not options.on_gpu:
+            cap_process_memory(limits.memory_gb)
         reason = work_by_hours(Hours.parse(limits.hours), lambda: Program(place, options))
     typer.echo(reason)
 

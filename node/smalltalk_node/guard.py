@@ -126,8 +126,9 @@ class Pace:
 def cap_process_memory(memory_gb: float) -> None:
     """Let the kernel refuse this process more than so much writable memory of its own; 0: no cap.
 
-    Mapped files, such as the corpus, don't count. Where there is no such limit (not Linux),
-    only the estimate before the run is held against it.
+    Mapped files, such as the corpus, don't count. Where there is no such limit (not Linux), and
+    for processes of a GPU, whose drivers map what they like, only the estimate before the run is
+    held against it.
     """
     if not memory_gb or sys.platform != "linux":
         return

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from smalltalk_fed.errors import UserError
+from smalltalk_fed.errors import UserError, shown
 from smalltalk_node.machine import WORKER_THREAD
 from smalltalk_node.signals import stop_on_signals
 
@@ -114,7 +114,8 @@ def _span(part: str, text: str) -> tuple[int, int]:
         if first < 1440 and end <= 1440 and max(first_m, end_m) < 60 and first != end:
             return first, end
     raise UserError(
-        f"'{text}' are no hours of the day; write them like 22-7 or 9:30-12,14-18, or '{ALWAYS}'."
+        f"'{shown(text)}' are no hours of the day; write them like 22-7 or 9:30-12,14-18, or "
+        f"'{ALWAYS}'."
     )
 
 

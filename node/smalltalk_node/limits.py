@@ -16,7 +16,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.errors import UserError, WorldError
+from smalltalk_fed.errors import UserError, WorldError, shown
 from smalltalk_fed.wire.secret_files import write_secret
 from smalltalk_node.footprint import disk_need, memory_need
 from smalltalk_node.hours import ALWAYS, Hours
@@ -65,8 +65,8 @@ class Limits(BaseModel):
             return cls()
         except ValidationError as error:
             raise UserError(f"{path}: {_first(error)}.") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} can't be read: {error}.") from None
+        except (OSError, RecursionError, ValueError) as error:
+            raise UserError(f"{path} can't be read: {shown(str(error), 200)}.") from None
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         return limits
@@ -153,7 +153,7 @@ def same_folder(asked: str, allowed: str) -> bool:
 
 def _first(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in problem["loc"])
+    name = shown(".".join(str(part) for part in problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return f"there is no limit called '{name}'; there are {', '.join(Limits.model_fields)}"
-    return f"'{name}': {problem['msg']} (it is {problem['input']!r})"
+    return f"'{name}': {problem['msg']} (it is {shown(repr(problem['input']))})"

@@ -47,9 +47,10 @@ from smalltalk_node.joining import (
 )
 from smalltalk_node.limits import refuse
 from smalltalk_node.options import Options
+from smalltalk_node.outcomes import Outcomes
 from smalltalk_node.records import NodeStatus, Records
 from smalltalk_node.signals import stop_on_signals
-from smalltalk_node.worker import Collected, Failed, Finished, Worker
+from smalltalk_node.worker import Worker
 
 log = logging.getLogger("smalltalk.node")
 
@@ -59,7 +60,6 @@ LOOK_EVERY_S = 0.5
 LEAVE_S = 5.0
 END_S = 5.0
 CHECKPOINT_S = 120.0  # a large expert's takes a while; a second Ctrl-C does not wait
-WORLD_FAILURES_MAX = 3  # units in a row that this machine could not do for its own reasons
 
 
 class Program:
@@ -81,8 +81,8 @@ class Program:
         status.incarnation = self._incarnation
         self._records = Records(folder.path, status)
         self._session = Session(self._identity.node_id, self._incarnation)
+        self._outcomes = Outcomes(self._session, self._records, self._ledger)
         self._rejoined = False
-        self._world_failures = 0
         self._resting = ""  # why it stops for now
 
     # ------------------------------------------------------------------------------ the run
@@ -152,7 +152,7 @@ class Program:
     def _converse(self, worker: Worker, manifest: RunManifest) -> str:
         run = manifest.config.run
         while not self._stopping.is_set():
-            self._collect(worker)
+            self._outcomes.take(worker, self._clock.now())
             self._renewal.when_due(self._clock.now())
             now = self._clock.now()
             todo = self._session.tick(now)
@@ -172,7 +172,7 @@ class Program:
                 if todo.failed:
                     raise Refused(f"no more work here: {todo.end}")
                 return todo.end
-            self._show(worker)
+            self._outcomes.show(worker)
         raise KeyboardInterrupt
 
     def _ask(self, question: msg.Exchange, run: RunSection, worker: Worker) -> Todo:
@@ -259,42 +259,6 @@ class Program:
         welcome = join_patiently(self._connection, join, wait)
         self._identity = learn_addresses(self._folder, self._connection, welcome)
         return welcome
-
-    # ----------------------------------------------------------------------- work and records
-
-    def _collect(self, worker: Worker) -> None:
-        outcomes, progress = worker.take(), worker.progress()
-        now = self._clock.now()
-        for outcome in outcomes:
-            match outcome:
-                case Finished(result, seconds):
-                    self._world_failures = 0
-                    facts = {"unit": result.unit_id, "seconds": round(seconds, 2)}
-                    log.info("done", extra={"facts": facts})
-                    self._records.metric("unit", **facts, figures=result.figures)
-                    self._records.speed(result.unit_id, result.figures)
-                    self._session.finish(result, now)
-                case Collected(result):
-                    self._session.collect(result, now)
-                case Failed(unit_id, reason, world):
-                    log.warning(
-                        "can't be done here: %s", reason, extra={"facts": {"unit": unit_id}}
-                    )
-                    self._records.metric("failure", unit=unit_id, reason=reason)
-                    self._session.fail(unit_id, reason, now)
-                    self._world_failures = self._world_failures + 1 if world else 0
-                    if world and self._world_failures >= WORLD_FAILURES_MAX:
-                        raise world
-        if progress is not None:
-            self._records.speed(progress.unit_id, progress.figures)
-            if self._session.unit and self._session.unit.unit_id == progress.unit_id:
-                self._session.progress(progress.fraction, progress.figures)
-        self._show(worker)
-
-    def _show(self, worker: Worker) -> None:
-        progress = worker.progress()
-        fraction, figures = (progress.fraction, progress.figures) if progress else (0.0, {})
-        self._records.show(self._session, fraction, figures, self._ledger)
 
     def _say_waiting(self, error: WorldError | SlowDown, wait_s: float) -> None:
         if not self._stopping.is_set():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from smalltalk_fed.errors import UserError
 from smalltalk_fed.wire.secret_files import write_secret
@@ -58,15 +59,15 @@ class Addresses:
 
         Raises:
             FileNotFoundError: it is not there.
-            OSError, ValueError, TypeError, UserError: it can't be read.
+            OSError, ValueError, UserError: it can't be read.
         """
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        runs, enrolments = fields["run"], fields["enrolment"]
-        if isinstance(runs, str) and isinstance(enrolments, str):
-            return cls.of([runs], [enrolments])
-        if not all(isinstance(part, list) for part in (runs, enrolments)):
-            raise TypeError("addresses are lists of host:port")
-        return cls.of([str(run) for run in runs], [str(enrolment) for enrolment in enrolments])
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
+        if not isinstance(fields, dict):
+            raise ValueError("it is no object")
+        return cls.of(_texts(fields, "run"), _texts(fields, "enrolment"))
 
     def save(self, path: Path) -> None:
         """Replace the file. Raises WorldError when the disk refuses."""
@@ -125,6 +126,15 @@ def read_pair(text: str) -> Pair:
 def show_pair(pair: Pair) -> str:
     """As `read_pair` reads it."""
     return f"{pair[0]}/{pair[1]}"
+
+
+def _texts(fields: dict[str, Any], name: str) -> list[str]:
+    """A list of texts, or one. Raises ValueError."""
+    value = fields.get(name)
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"'{name}' is no list of addresses")
+    return found
 
 
 def _host(address: str) -> str:

@@ -112,7 +112,7 @@ class RunFolder:
             raise UserError(
                 f"{path} is not a run folder; make one with `smalltalk-coordinator init {path}`."
             ) from None
-        except (OSError, PeerError, RecursionError, TypeError, ValueError, UserError) as error:
+        except (OSError, PeerError, RecursionError, TypeError, UserError, ValueError) as error:
             raise UserError(f"{path} can't be read ({shown(str(error), 300)}).") from None
         if path.stat().st_mode & OTHERS_WRITE:
             raise UserError(f"others can write to {path}; run `chmod go-w {path}` first.")

@@ -30,6 +30,7 @@ _KIND_OF_BLOB = {
     "routed": "experts",
     "experts": "experts",
     "parameters": "parameters",
+    "before": "parameters",
     "scores": "scores",
     "config": "config",
     "weights": "weights",
@@ -44,10 +45,11 @@ _OTHER_LINES = frozenset({"join", "exchange", "leave", "blob_state"}) | _DATA
 def kind_of(name: str, unit_id: str = "") -> str:
     """The ledger's line for a blob's or a call's name.
 
-    Blobs: `parameters` (also of a `router-3` that is broadcast), `scores`, `experts` (which
-    expert each sequence goes to), `ids`, `config`, `weights` (also of a `state`: an expert's
-    part-way), `seed`, `audit`. Calls: their name in lower case, such as `exchange`. Anything
-    else: `other`. `unit_id` tells the seed model's upload from an expert's.
+    Blobs: `parameters` (also of a `router-3` that is broadcast, and those `before` a round),
+    `scores`, `experts` (which expert each sequence goes to), `ids`, `config`, `weights` (also
+    of a `state`: an expert's part-way), `seed`, `audit`. Calls: their name in lower case, such
+    as `exchange`. Anything else: `other`. `unit_id` tells the seed model's upload from an
+    expert's.
     """
     if name == "weights" and unit_id == "train_seed":
         return "seed"

@@ -33,7 +33,8 @@ CALLS: tuple[tuple[str, str, Descriptor], ...] = (
     ("BlobState", "before each upload", pb.BlobStateRequest.DESCRIPTOR),
     ("PutBlob", "after a unit, its outputs; see the blobs below", pb.BlobPart.DESCRIPTOR),
     ("GetBlob", "before a unit, for its inputs", pb.GetBlobRequest.DESCRIPTOR),
-    ("Leave", "when the program is stopped", pb.LeaveRequest.DESCRIPTOR),
+    ("Leave", "when the program is stopped, at the end of its hours, and when a run needs more "
+     "than this machine's owner allows", pb.LeaveRequest.DESCRIPTOR),
 )  # fmt: skip
 
 _REASON = f"at most {values.MAX_REASON_CHARS} characters"

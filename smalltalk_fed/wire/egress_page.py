@@ -13,8 +13,9 @@ INTRODUCTION = """# What can leave a node
 
 Made from the code by `make docs`: the rows come from the very messages that a node encodes, and
 a test fails when a message has a field that is not in here. This is all of it; a node sends
-nothing to anybody but the coordinator that its join token names, and to that one only what
-follows. No text, no tokens of text, no gradients, no activations, no optimizer states.
+nothing to anybody but the coordinator of its join token, at that token's addresses and those that
+the coordinator has told since, and to that one only what follows. No text, no tokens of text, no
+gradients, no activations, no optimizer states.
 
 `smalltalk-node --explain-egress --dir DIR` prints the same with the limits of the run that the
 node has joined. `smalltalk-node run --record-egress FILE` writes down every message before it is
@@ -28,9 +29,16 @@ anything about text that they don't have.
 
 WORDS_IN_TEXTS = """## Fields that hold words
 
-`reason` of a failure is an error's sentence and may name a path on this machine; `software` are
-versions; `name` is what was given with `--name` (the host's name if nothing was). Everything
-else is numbers, digests, signatures, and names that this program itself fixes.
+`reason` of a failure is an error's sentence and may name a path on this machine, that of leaving
+may name its owner's limit; `software` are versions; `name` is what was given with `--name` (the
+host's name if nothing was). Everything else is numbers, digests, signatures, and names that this
+program itself fixes.
+
+## Around the messages
+
+The look-up of the coordinator's name, if its address is one; the TLS handshake, with the server's
+name in clear (`smalltalk-coordinator` for every run) and this node's certificate encrypted (its
+id in the run, and its public key); HTTP/2's headers, with the call's name and gRPC's version.
 """
 
 

@@ -21,12 +21,17 @@ from google.protobuf.message import DecodeError, Message
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.catalogue import size_limit
-from smalltalk_fed.errors import DataError, SmalltalkError
+from smalltalk_fed.errors import DataError, SmalltalkError, shown
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire import convert
 from smalltalk_fed.wire.egress import BLOBS, CALLS, figure_is_declared
 
 UPLOAD = "PutBlob"
+LONGEST_BYTES = 4 << 20  # twice what gRPC lets through
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, AttributeError, LookupError),
+    *(ArithmeticError, RecursionError),  # a size that is infinite; brackets without end
+)
 _MESSAGES: dict[str, type[Message]] = {
     call: getattr(pb, descriptor.name) for call, _, descriptor in CALLS
 }
@@ -82,20 +87,23 @@ def read_record(path: Path) -> Iterator[Sent]:
             while line := file.readline(1000):
                 head = json.loads(line)
                 size = int(head["bytes"])
+                if not 0 <= size <= LONGEST_BYTES:
+                    raise ValueError(f"no message has {size} bytes")
                 data = file.read(size)
                 if len(data) != size or file.read(1) != b"\n":
                     raise ValueError("it breaks off")
                 stream = int(head.get("stream", 0))
                 yield Sent(float(head["at"]), str(head["call"]), data, stream)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no record of what left a node: {error}.") from None
+    except _UNREADABLE as error:
+        why = shown(str(error), 200)
+        raise DataError(f"{path} is no record of what left a node: {why}.") from None
 
 
 def undeclared(sent: Sent) -> str:
     """What is in a message that is not declared; the empty string if nothing is."""
     kind = _MESSAGES.get(sent.call)
     if kind is None:
-        return f"the call {sent.call} is not one that a node makes"
+        return f"the call {shown(sent.call)} is not one that a node makes"
     message = kind()
     try:
         message.ParseFromString(sent.data)

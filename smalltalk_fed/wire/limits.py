@@ -143,9 +143,11 @@ def unit_bytes_down(manifest: RunManifest) -> int:
     """Bytes of the largest inputs that one unit may have, at 8 bytes an id."""
     router, expert = manifest.router_blob_bytes_max, manifest.expert_blob_bytes_max
     chunk, all_ids = manifest.config.router.chunk_sequences, manifest.train_sequences
-    routing = router + 16 + 8 * chunk
-    sharding = manifest.experts * router
-    # A seed, the state part-way and the segment; nothing else of an expert ever comes down.
+    # Nothing of an expert comes down in a run that leaves them where they are.
     travels = manifest.config.expert.collects or manifest.config.expert.init == "seed"
-    training = (2 * expert if travels else 0) + 16 + 8 * all_ids
-    return max(routing, sharding, training)
+    weights = expert if travels else 0
+    routing = 2 * router + 16 + 8 * chunk  # with the state before, for an opinion on it
+    sharding = manifest.experts * router
+    training = 2 * weights + 16 + 8 * all_ids  # a seed, the state part-way and the segment
+    judging = weights + sharding + 16 + 8 * all_ids  # an opinion on an expert
+    return max(routing, training, judging)

@@ -62,7 +62,8 @@ coordinator needs by itself (about 100 MB, 187 MB with a thousand working nodes)
 has room. `coordinator/test_raw_socket_abuse` holds it against ten thousand connection attempts.
 **Open files:** the process raises its soft limit
 as far as the hard one allows (`LimitNOFILE=` of the service), and accepts fewer connections, with a
-warning, where that is below {files}.
+warning, where that is below {files}. Several pairs of addresses have such
+caps each, and share the files.
 
 ## What is not limited
 

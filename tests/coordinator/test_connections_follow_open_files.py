@@ -46,6 +46,15 @@ def test_fewer_files_are_fewer_connections_and_a_warning(
     assert f"at most {nodes} nodes are connected at a time" in caplog.text
 
 
+def test_pairs_of_ports_share_the_files(allowed: dict[str, tuple[int, int]]) -> None:
+    allowed["files"] = (256, ALL)
+    nodes, newcomers = connection_caps(2)
+    assert 2 * (nodes + newcomers) + ports.OTHER_FILES == ALL
+    allowed["files"] = (256, 10 * ALL)
+    assert connection_caps(2) == (limits.CONNECTIONS_MAX, limits.NEWCOMERS_MAX)
+    assert allowed["files"] == (2 * ALL - ports.OTHER_FILES, 10 * ALL)
+
+
 def test_too_few_files_to_serve_at_all_are_one_sentence(
     allowed: dict[str, tuple[int, int]],
 ) -> None:

@@ -18,7 +18,8 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.model_config import check_expert_config, model_config
 from smalltalk_fed.config.shapes import ModelShape
 from smalltalk_fed.core.units import HELDOUT, UnitKey, UnitKind
-from smalltalk_fed.errors import PeerError
+from smalltalk_fed.errors import BadBlob, PeerError
+from smalltalk_fed.mixture.audit import decode_opinion, encode_opinion, parts_of
 from smalltalk_fed.mixture.idlists import decode_experts, decode_ids, encode_experts, encode_ids
 from smalltalk_fed.mixture.scores import decode_scores, encode_scores
 from smalltalk_fed.wire.certificates import (
@@ -32,6 +33,7 @@ from smalltalk_fed.wire.tensors import check_finite, check_weights, expected_lla
 
 SHAPE = ModelShape(hidden=8, layers=1, heads=2, feed_forward=8)
 VOCABULARY, EXPERTS, COUNT = 16, 3, 10
+_AUDITED = tuple(map(UnitKey.parse, ("router_round/0/1", "shard/1", "train_expert/1")))
 
 
 def decoders() -> list[Decoder]:
@@ -42,6 +44,7 @@ def decoders() -> list[Decoder]:
         Decoder("score block", decode_scores, peer, _score_blocks()),
         Decoder("id list", decode_ids, peer, _id_lists()),
         Decoder("expert list", _expert_list, peer, (encode_experts([0, 2, 1] * 3 + [0], EXPERTS),)),
+        Decoder("opinion", _opinion, peer, tuple(map(_good_opinion, _AUDITED))),
         Decoder("weights", _weights, peer, _all_weights()),
         Decoder("weights in torch", _weights_in_torch, peer, _all_weights()[:1]),
         Decoder("expert config", _expert_config, peer, (_config(),), json=True),
@@ -62,6 +65,26 @@ def _id_lists() -> tuple[bytes, ...]:
 
 def _expert_list(data: bytes) -> object:
     return decode_experts(data, COUNT, EXPERTS)
+
+
+def _good_opinion(target: UnitKey) -> bytes:
+    manifest = make_manifest()
+    count = manifest.config.audit.sample_sequences
+    scores = np.linspace(-20, -1, count)
+    return encode_opinion(manifest, target, dict.fromkeys(parts_of(manifest, target), scores))
+
+
+def _opinion(data: bytes) -> object:
+    """Whichever result it is on."""
+    read, refused = [], BadBlob("on nothing")
+    for target in _AUDITED:
+        try:
+            read.append(decode_opinion(make_manifest(), target, data))
+        except BadBlob as error:
+            refused = error
+    if not read:
+        raise refused
+    return read
 
 
 @functools.cache

@@ -22,12 +22,14 @@ from fuzz.decoders import Decoder
 from fuzz.journal_cells import changed_journal, journal_seeds
 from fuzz.messages import authority, states
 from smalltalk_node.identity import Identity, NodeFolder
+from smalltalk_node.limits import Limits
 from support.core_world import blob, make_manifest
 from support.tiny_run import write_tiny_corpus
 
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.config.shapes import PRESETS
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core import snapshot
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.data.fields import Fields
@@ -37,7 +39,9 @@ from smalltalk_fed.host.folder import RunFolder, read_corpus_manifest
 from smalltalk_fed.host.recovery import read_snapshot
 from smalltalk_fed.mixture.package import ExpertEntry, MixtureManifest, RouterEntry, read_mixture
 from smalltalk_fed.telemetry.ledger import Ledger
+from smalltalk_fed.wire import convert
 from smalltalk_fed.wire.certificates import key_from_pem
+from smalltalk_fed.wire.egress_record import entry, read_record, undeclared, uploads
 from smalltalk_fed.wire.token import PREFIX, JoinToken, decode_token, encode_token
 
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
@@ -95,7 +99,9 @@ def decoders() -> list[Decoder]:
         Decoder("tokenizer.json", _tokenizer, user, (json.dumps(TOKENIZER).encode(),), json=True),
         Decoder("text lines", _lines, user, (b'{"text": "one"}\n{"text": "two", "x": 1}\n',)),
         Decoder("node.json", _identity, user, (_node_json(),), json=True),
-        Decoder("addresses.json", _addresses, user, (_addresses_json(),), json=True),
+        Decoder("limits.toml", _limits, user, (b'hours = "22-7"\nmemory_gb = 4.5\nshare = 1\n',)),
+        Decoder("egress record", _record, user, (_good_record(),)),
+        Decoder("addresses.json", _addresses, user, (_addresses_json(), TWO_PAIRS), json=True),
         Decoder("manifest.json", _run_folder, user, (make_manifest().to_bytes(),), json=True),
         Decoder("private key", _private_key, user, (blobs.private_key(),)),
         Decoder("journal event", _event, world, _events()),
@@ -216,13 +222,33 @@ def _lines(data: bytes) -> object:
 
 
 def _node_json() -> bytes:
-    identity = Identity("n-1", "box", "127.0.0.1:4100", "127.0.0.1:4101", "run-1", "ab" * 32, "/c")
+    here = ("127.0.0.1:4100", "127.0.0.1:4101")
+    identity = Identity("n-1", "box", *here, "run-1", "ab" * 32, "/c", here[:1], here[1:])
     return json.dumps(vars(identity)).encode()
 
 
 def _identity(data: bytes) -> object:
     path = _written("node", "node.json", data, lambda p: p.mkdir(mode=0o700))
     return NodeFolder.open(path).identity()
+
+
+def _limits(data: bytes) -> object:
+    path = _written("limited", "limits.toml", data, lambda p: p.mkdir())
+    return Limits.load(path).describe()
+
+
+def _good_record() -> bytes:
+    leave = convert.leave_to_proto(msg.Leave("n-1", 7, "Ctrl-C")).SerializeToString()
+    part = convert.upload_to_proto(convert.Upload(blob("scores", "s"), "shard/1", 0), b"s")
+    sent = [("Leave", leave, 0), ("PutBlob", part.SerializeToString(), 3)]
+    return b"".join(entry(1.5, call, data, stream) for call, data, stream in sent)
+
+
+def _record(data: bytes) -> object:
+    path = _written("record", "sent.bin", data, lambda p: p.mkdir()) / "sent.bin"
+    messages = list(read_record(path))
+    said = [undeclared(sent) for sent in messages]
+    return said, uploads(message for message, odd in zip(messages, said, strict=True) if not odd)
 
 
 # ------------------------------------------------------------------------------- run folders
@@ -232,6 +258,9 @@ def _run_files(path: Path) -> None:
     path.mkdir(mode=0o700)
     (path / "manifest.json").write_bytes(make_manifest().to_bytes())
     (path / "addresses.json").write_bytes(_addresses_json())
+
+
+TWO_PAIRS = b'{"run": ["a:1", "[::1]:1"], "enrolment": ["a:2", "[::1]:2"]}'
 
 
 def _addresses_json() -> bytes:

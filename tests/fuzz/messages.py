@@ -20,6 +20,7 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.catalogue import outputs_of, size_limit
+from smalltalk_fed.core.leases import Leases
 from smalltalk_fed.core.phases import Phase, Trigger
 from smalltalk_fed.core.results import check_exchange
 from smalltalk_fed.core.state import HardState
@@ -39,7 +40,7 @@ from smalltalk_fed.wire.certificates import (
     verify_issued_by,
 )
 from smalltalk_fed.wire.signing import verify_manifest
-from smalltalk_fed.wire.values import MAX_NAME_CHARS, digest_from_proto, text
+from smalltalk_fed.wire.values import digest_from_proto
 
 NOW = 1_800_000_000.0
 # Messages that nothing is read out of, or that only our own programs make for our own operator.
@@ -158,18 +159,15 @@ def _requests() -> list[tuple[type[Message], Read, list[Message]]]:
             admin.revoke_from_proto,
             [pb.RevokeRequest(node_id="n-1", reason="lost")],
         ),
-        (
-            pb.ReadmitRequest,
-            lambda asked: text(asked.node_id, MAX_NAME_CHARS, "the node's id"),
-            [pb.ReadmitRequest(node_id="n-1")],
-        ),
+        (pb.ReadmitRequest, admin.readmit_from_proto, [pb.ReadmitRequest(node_id="n-1")]),
         (pb.PauseRequest, admin.pause_from_proto, [pb.PauseRequest(reason="holiday")]),
     ]
 
 
 def _replies() -> list[tuple[type[Message], Read, list[Message]]]:
     manifest = make_manifest().to_bytes()
-    welcome = convert.Welcome(msg.Joined("n-1", "welcome"), manifest, b"s" * 64, b"k" * 32)
+    joined, runs = msg.Joined("n-1", "welcome"), ("box.example:4100", "[::1]:4100")
+    welcome = convert.Welcome(joined, manifest, b"s" * 64, b"k" * 32, runs, ("h:1", "h:2"))
     inputs = (blob("share", "1"), BlobRef("parameters", "b" * 64, 9))
     unit = Unit(UnitKey(UnitKind.ROUTER_ROUND, 0, 2), inputs, 0, (1.0, 2.0))
     orders = [
@@ -215,9 +213,10 @@ def _collected() -> Result:
 
 def _exchange(message: pb.ExchangeRequest) -> object:
     exchange, refused = convert.exchange_from_proto("n-1", message), []
+    leases = Leases(20.0, 0.0, 0.0)
     for state in states():  # what is no news in one phase is in another
         try:
-            check_exchange(state, exchange)
+            check_exchange(state, leases, exchange)
         except PeerError as error:
             refused.append(error)
     if len(refused) == len(states()):

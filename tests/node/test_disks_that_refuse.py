@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from smalltalk_node.program import WORLD_FAILURES_MAX
+from smalltalk_node.outcomes import WORLD_FAILURES_MAX
 from support.loopback_coordinator import Served
 from support.node_stage import STOP, Stage, ids
 from support.tiny_run import tiny_manifest

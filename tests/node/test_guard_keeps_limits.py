@@ -17,8 +17,9 @@ from smalltalk_node.footprint import CACHED_PARAMETERS, CACHED_TOKENS, disk_need
 from smalltalk_node.guard import GB, Guard, Pace, bytes_in
 from smalltalk_node.limits import Limits
 from smalltalk_node.options import Options
+from smalltalk_node.outcomes import WORLD_FAILURES_MAX
 from smalltalk_node.outgoing import Outgoing
-from smalltalk_node.program import WORLD_FAILURES_MAX, Program
+from smalltalk_node.program import Program
 from smalltalk_node.transfer import put_blob, ref_of
 from support.loopback_coordinator import Served
 from support.node_stage import STOP, Stage, ids

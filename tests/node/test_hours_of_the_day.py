@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from smalltalk_node.hours import Hours, work_by_hours
+from smalltalk_node.limits import Limits
 from smalltalk_node.options import Options
 from smalltalk_node.program import Program
 from support.node_stage import STOP, Stage, ids
@@ -154,3 +159,23 @@ def test_without_hours_nothing_is_watched(stage: Stage) -> None:
         raise AssertionError("nobody needs the time")
 
     assert work_by_hours(Hours(), stage.program, never) == STOP.reason
+
+
+def test_ctrl_c_works_while_a_node_rests(stage: Stage) -> None:
+    """The program itself, started outside the hours that its command line says."""
+    now = datetime.now().hour
+    hours = f"{(now + 3) % 24}-{(now + 5) % 24}"
+    command = [
+        str(Path(sys.executable).parent / "smalltalk-node"), "run", "--dir", stage.folder.path,
+        "--corpus", stage.corpus.folder, "--hours", hours,
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as node:
+        assert node.stderr is not None
+        assert "works again at" in node.stderr.readline()
+        node.send_signal(signal.SIGINT)
+        rest = node.stderr.read()
+    assert node.returncode == 130
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    assert stage.loopback.joins == []
+    assert Limits.load(stage.folder.path).hours == hours
