@@ -69,7 +69,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     ordinary characters. Nothing is truncated or padded.
 
     Raises:
-        DataError: missing or unreadable.
+        DataError: missing, unreadable, or with ids far beyond the number of tokens.
     """
     path = folder if folder.is_file() else folder / TOKENIZER_FILE
     try:
@@ -82,6 +82,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception for what it can't parse
         why = shown(str(error), 200)
         raise DataError(f"{path} is not a tokenizer that can be read ({why}).") from None
+    vocabulary_size(tokenizer)  # before anything is made of that size, in here or in the library
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
