@@ -1,7 +1,7 @@
 """What liars do to a run, and how soon each is caught: with checks on results and without.
 
     python benchmarks/attacks.py [--only perplexity|counts] [--kinds a,b] [--fractions 0,0.1]
-        [--seeds 20] [--processes 1] [--corpus FOLDER] [--json]
+        [--seeds 20] [--processes 2] [--corpus FOLDER] [--json]
 
 Two parts. `perplexity`: real runs of ten nodes, two of them liars (20 %) that are the fastest
 and so get work all the time; held-out suffix perplexity of the mixture without checks
@@ -17,27 +17,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attacks_counts import Counts, simulate
 from attacks_lies import KINDS
+
+if TYPE_CHECKING:
+    from attacks_training import Honest
 
 FRACTIONS = (0.1, 0.2, 0.3)
 REAL_FRACTION = 0.2
 Row = dict[str, Any]
 
 
-def perplexities(kinds: Iterable[str], corpus_folder: Path | None) -> dict[str, Row]:
-    """Real runs; the row "" is the honest one."""
-    from attacks_training import CHECKED, UNCHECKED, Honest, run
+def perplexities(
+    kinds: Iterable[str], corpus_folder: Path | None, processes: int
+) -> dict[str, Row]:
+    """Real runs; the row "" is the honest one. What is honest is computed once for all."""
+    from attacks_training import Honest
     from pack_corpus import pack_corpus
 
     from smalltalk_fed.data.corpus import TokenCorpus
@@ -54,15 +60,26 @@ def perplexities(kinds: Iterable[str], corpus_folder: Path | None) -> dict[str, 
             )
         )  # fmt: skip
         honest = Honest(corpus)
-        for kind in ("", *kinds):
-            row: Row = {}
-            for name, rate in (("unchecked", UNCHECKED), ("checked", CHECKED)):
-                outcome = run(corpus, honest, kind, rate, folder / f"{kind}-{name}")
-                row[f"perplexity_{name}"] = outcome.perplexity
-                row[f"ends_{name}"] = outcome.ends
-            rows[kind] = row
-            say(f"{time.monotonic() - began:5.0f} s  {kind or 'honest'}: {row}")
+        rows[""] = _real_runs("", honest, folder)
+        say(f"{time.monotonic() - began:5.0f} s  honest: {rows['']}")
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            running = {pool.submit(_real_runs, kind, honest, folder): kind for kind in kinds}
+            for done in as_completed(running):
+                rows[running[done]] = done.result()
+                say(f"{time.monotonic() - began:5.0f} s  {running[done]}: {done.result()}")
     return rows
+
+
+def _real_runs(kind: str, honest: Honest, folder: Path) -> Row:
+    """The same run without checks and with them."""
+    from attacks_training import CHECKED, UNCHECKED, run
+
+    row: Row = {}
+    for name, rate in (("unchecked", UNCHECKED), ("checked", CHECKED)):
+        outcome = run(honest, kind, rate, folder / f"run-{kind}-{name}")
+        row[f"perplexity_{name}"] = outcome.perplexity
+        row[f"ends_{name}"] = outcome.ends
+    return row
 
 
 def counted(kind: str, fraction: float, seeds: int, processes: int) -> Row:
@@ -118,7 +135,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--fractions", default="0," + ",".join(map(str, FRACTIONS)))
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--corpus", type=Path, help="of the real runs; 128 tokens a sequence")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -136,7 +153,7 @@ def main() -> None:
                 rows.append({"kind": kind, "fraction": fraction} | found)
                 say(str(rows[-1]))
     if arguments.only != "counts":
-        for kind, row in perplexities(kinds, arguments.corpus).items():
+        for kind, row in perplexities(kinds, arguments.corpus, arguments.processes).items():
             place = (kind or "honest", REAL_FRACTION if kind else 0.0)
             known = next((r for r in rows if (r["kind"], r["fraction"]) == place), None)
             if known is None:

@@ -1,15 +1,17 @@
 """Text and models of `attacks.py`'s simulated nodes: scores by formula, blobs of real form.
 
-A sequence has a kind and is as hard as it is. A router is a count of what it was trained on,
-by kind: it scores a prefix better the more it saw in all, and of its kind; each router differs
-from the others by noise of its own, a part of it anew every round. An expert is the same with
-more effect. Counts travel in the first numbers of a tensor of a real safetensors file, so that
-the real form checks, divisions and judges work on what simulated nodes hand in. The constants
-are such that gains, spreads and correlations are near those of real rounds (`verdicts.py`).
+A sequence has a kind and is as hard as it is. A router scores a prefix better the more rounds
+it had, and the more it lately saw of its kind; what it was trained on last it knows by heart;
+each differs from the others by noise of its own, a part of it anew every round. An expert is
+the same with more effect. Counts travel in the first numbers of a tensor of a real safetensors
+file, so that the real form checks, divisions and judges work on what simulated nodes hand in.
+The constants are such that gains, spreads and correlations are near those of real rounds
+(`verdicts.py`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import lru_cache
 
@@ -37,7 +39,10 @@ from smalltalk_fed.wire.tensors import expected_llama_tensors
 KINDS_OF_TEXT = 8
 HARD_NATS = 22.0  # standard deviation of how hard a prefix is
 OWN_NATS, ROUND_NATS = 2.5, 1.0  # of a router's own noise, and of that part that each round changes
-LEARNING_NATS, KIND_NATS = 30.0, 7.0  # a factor of e more text, of all kinds and of one
+LEARNING_NATS, KIND_NATS = 30.0, 15.0  # a factor of e more rounds, or more of one kind
+MEMORY_NATS, MEMORY_ERROR = 16.0, 6.0  # of what was trained on last; mean and deviation
+KEPT = 0.3  # of what was seen before, a round
+EXPERT_ROUNDS = 30  # that an expert's training is like
 EXPERT_FACTOR = 1.6  # how much more an expert learns from the same
 
 
@@ -53,6 +58,7 @@ class Model:
         self._hard_N = random.normal(0, HARD_NATS, count)
         tokens = manifest.config.sequence.prefix - 1
         self._uniform = tokens * float(np.log(manifest.vocabulary))
+        self._by_heart: dict[int, np.ndarray] = {}  # ids by the tag that a state carries
         self._noise = lru_cache(maxsize=256)(self._draw_noise)
         self._chunk = lru_cache(maxsize=16)(self._draw_chunk)
 
@@ -64,14 +70,15 @@ class Model:
         return random.standard_normal(len(self._kind_N), np.float32)
 
     def _scores(self, state: np.ndarray, ids: np.ndarray, factor: float = 1.0) -> np.ndarray:
-        """`state`: counts by kind, then expert and round, which the noise is of."""
-        count_K, (expert, round_) = state[:KINDS_OF_TEXT], state[KINDS_OF_TEXT:].astype(int)
-        learned = LEARNING_NATS * np.log1p(count_K.sum() / 40) * factor
+        """`state`: counts by kind, then expert and round, which the noise is of, and a tag."""
+        count_K, (expert, round_, tag) = state[:KINDS_OF_TEXT], state[KINDS_OF_TEXT:].astype(int)
+        learned = LEARNING_NATS * np.log1p(round_) * factor
         kind_K = KIND_NATS * np.log1p(count_K / 40) * factor
         noise = OWN_NATS * self._noise(expert)[ids] + ROUND_NATS * self._noise(expert, round_)[ids]
-        return (
-            -self._uniform + learned + kind_K[self._kind_N[ids]] + self._hard_N[ids] + noise
-        ) * 1.0
+        known = np.isin(ids, self._by_heart.get(tag, ()))
+        memory = known * (MEMORY_NATS + MEMORY_ERROR * self._noise(expert, round_, tag)[ids])
+        kinds = kind_K[self._kind_N[ids]]
+        return -self._uniform + learned + kinds + self._hard_N[ids] + noise + memory
 
     def _heldout(self, ids: np.ndarray) -> np.ndarray:
         return ids + self.manifest.train_sequences
@@ -175,12 +182,15 @@ class Model:
 
     def _after(self, before: np.ndarray, ids: np.ndarray, round_: int) -> np.ndarray:
         state = before.copy()
+        state[:KINDS_OF_TEXT] *= KEPT
         state[:KINDS_OF_TEXT] += np.bincount(self._kind_N[ids], minlength=KINDS_OF_TEXT)
-        state[-1] = round_
+        tag = int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:2], "little") + 1
+        self._by_heart[tag] = ids
+        state[-2:] = round_, tag
         return state
 
     def _trained(self, ids: np.ndarray, expert: int) -> bytes:
-        state = self._after(_fresh(1000 + expert), ids, 0)
+        state = self._after(_fresh(1000 + expert), ids, EXPERT_ROUNDS)
         return self._blob(state, self.manifest.config.expert.model)
 
     def _blob(self, state: np.ndarray, shape: object) -> bytes:
@@ -197,9 +207,9 @@ class Model:
 
 
 def _fresh(expert: int) -> np.ndarray:
-    return np.array([0.0] * KINDS_OF_TEXT + [expert, 0], np.float32)
+    return np.array([0.0] * KINDS_OF_TEXT + [expert, 0, 0], np.float32)
 
 
 def _state(data: bytes) -> np.ndarray:
     tensors = load(data)
-    return tensors[min(tensors)].reshape(-1)[: KINDS_OF_TEXT + 2]
+    return tensors[min(tensors)].reshape(-1)[: KINDS_OF_TEXT + 3]

@@ -158,10 +158,9 @@ class Outcome:
     reason: str = ""
 
 
-def run(
-    corpus: TokenCorpus, honest: Honest, kind: str, rate: float, folder: Path, seed: int = 1
-) -> Outcome:
+def run(honest: Honest, kind: str, rate: float, folder: Path, seed: int = 1) -> Outcome:
     """One run; `kind` "" has no liars."""
+    corpus = honest.corpus
     manifest = training_manifest(corpus, rate, seed)
     folder.mkdir()
     do, blocks = honest.doer(manifest), {}

@@ -80,6 +80,7 @@ def make_run(folder: Path, arguments: argparse.Namespace) -> RunFolder:
         "run.lease_s": arguments.lease_s,
         "router.rounds": 100_000,
         "router.chunk_sequences": arguments.chunk_sequences,
+        "audit.rate": 0.0,  # light nodes have no opinion on each other's scores
     }
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     subprocess.run(

@@ -173,8 +173,9 @@ class Node:
                     await self._fetch(ref)
             await asyncio.sleep(random.expovariate(1 / self.shared.work_s))
             weights, tail = self.shared.weights.copy(random.random())
-            # Every block differs, by a number of steps of the encoding.
-            scores_N = self.shared.scores[random.randrange(16)] + random.randrange(1, 1 << 20) / 32
+            # Every block differs: it begins elsewhere, and lies some steps of the encoding lower.
+            shift, steps = random.randrange(self.shared.scores.shape[1]), random.randrange(64)
+            scores_N = np.roll(self.shared.scores[random.randrange(16)], shift) - steps / 32
             scores = encode_scores(scores_N)
             block = BlobRef("scores", hashlib.sha256(scores).hexdigest(), len(scores))
             await self._upload(unit, weights, self.shared.weights.parts(tail))

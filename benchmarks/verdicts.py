@@ -130,7 +130,7 @@ class Rounds:
         parts = decode_opinion(self.manifest, target, data)
         leads = []
         for opinion in samples(parts, SAMPLE):
-            finding = router_finding(self.manifest, opinion, opinion.get("next"))
+            finding = router_finding(self.manifest, opinion, opinion.get("next"), {})
             tally.add(finding)
             if "share_lead" in finding.figures:
                 lead = finding.figures["share_lead"] / max(1e-9, finding.figures["share_error"])
@@ -138,7 +138,7 @@ class Rounds:
         if leads:
             known = row.setdefault(f"{prefix}lead", [])
             known.extend(round(lead, 2) for lead in (min(leads), max(leads)))  # type: ignore[attr-defined]
-        whole = router_finding(self.manifest, parts, None).figures
+        whole = router_finding(self.manifest, parts, None, {}).figures
         for name in ("public_gain", "own_gain", "rest_gain"):
             row.setdefault(prefix + name, []).append(round(whole[name], 4))  # type: ignore[attr-defined]
 

@@ -1,7 +1,8 @@
 """Blobs that this node has at hand, by digest: what it made or fetched, up to a size.
 
 Rules: a file is there whole or not at all, and its digest is checked when it is used; the
-least recently used go first when the limit is passed, never the one just asked for. A
+least recently used go first when the limit is passed, never the one just asked for nor those
+that a unit in work needs together (all routers, to divide a slice, may be more than that). A
 router that this node trained is in here when its next round begins, and need not travel.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from smalltalk_fed.core.units import BlobRef
@@ -25,6 +26,11 @@ class BlobCache:
 
     def __init__(self, folder: Path, bytes_max: int = CACHE_BYTES_MAX) -> None:
         self.folder, self._bytes_max = folder, bytes_max
+        self._needed: frozenset[str] = frozenset()
+
+    def need(self, refs: Iterable[BlobRef]) -> None:
+        """These are needed together: they stay, however many, until others are."""
+        self._needed = frozenset(ref.digest for ref in refs)
 
     def get(self, ref: BlobRef, fetch: Callable[[BlobRef, Path], object]) -> Path:
         """The blob's file; `fetch(ref, path)` brings it when it is not here."""
@@ -82,7 +88,7 @@ class BlobCache:
         for stat, path in files:
             if total <= self._bytes_max:
                 break
-            if path != keep:
+            if path != keep and path.name not in self._needed:
                 path.unlink(missing_ok=True)
                 total -= stat.st_size
 

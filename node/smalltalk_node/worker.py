@@ -194,6 +194,7 @@ class Worker:
         forget_passed(self._place, unit)
         self._guard.before(unit)
         refs = [ref for ref in unit.inputs if needed(self._place, unit, ref)]
+        self._cache.need(refs)
         inputs = {ref.name: self._fetch(task, ref) for ref in refs}
 
         def on_progress(fraction: float, figures: dict[str, float]) -> None:

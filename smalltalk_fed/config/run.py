@@ -192,7 +192,7 @@ class AuditSection(Section):
         default=2, ge=0, le=10_000, description="Units of a newcomer that are always checked."
     )
     sample_sequences: int = Field(
-        default=32, ge=4, le=4096, description="Sequences of each kind that a check scores again."
+        default=64, ge=4, le=4096, description="Sequences of each kind that a check scores again."
     )
     wait_s: float = Field(
         default=600.0,

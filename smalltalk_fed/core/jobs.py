@@ -81,12 +81,18 @@ def judge_job(state: HardState, audit: Audit) -> JudgeJob:
 
 
 def _peers(state: HardState, key: UnitKey) -> dict[int, dict[str, float]]:
-    """What was measured of the other experts' results that were found good."""
+    """What was measured of the other experts' results that were found good.
+
+    Of routers the latest such round that is remembered; the first, of shares by chance, is
+    no measure for later ones.
+    """
     found = {}
+    rounds = [index for index in range(key.index - 2, key.index + 1) if index > 1] or [key.index]
     for expert in range(state.experts) if key.expert >= 0 else ():
-        other = state.audits.get(replace(key, expert=expert).unit_id)
-        if expert != key.expert and other is not None and other.verdict == GOOD:
-            found[expert] = dict(other.figures)
+        for index in rounds if key.kind is UnitKind.ROUTER_ROUND else (key.index,):
+            other = state.audits.get(replace(key, expert=expert, index=index).unit_id)
+            if expert != key.expert and other is not None and other.verdict == GOOD:
+                found[expert] = dict(other.figures)
     return found
 
 

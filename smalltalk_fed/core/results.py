@@ -52,6 +52,16 @@ def check_unit(state: HardState, key: UnitKey) -> None:
         raise Refused(f"{key.unit_id} is not part of the run's present phase")
 
 
+def changes_nothing(state: HardState, result: Result) -> bool:
+    """Whether it is said again, or is an opinion that nobody asks for any more.
+
+    Raises:
+        Malformed: it is of no unit.
+    """
+    key = UnitKey.parse(result.unit_id)
+    return state.is_finished(key) or (key.kind is UnitKind.AUDIT and not state.in_phase(key))
+
+
 def check_form(state: HardState, result: Result) -> UnitKey:
     """The unit that `result` is of.
 

@@ -17,7 +17,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.checks import check_result
 from smalltalk_fed.host.clock import Clock
 from smalltalk_fed.host.database import DamagedJournal
+from smalltalk_fed.host.inbound import Inbound, LostBlob, still_checked, to_check
 from smalltalk_fed.host.journal import JournalLike
 from smalltalk_fed.host.loose import Loose, named_by
 from smalltalk_fed.host.recovery import keep_snapshot, recover, take_snapshot
@@ -40,18 +40,6 @@ from smalltalk_fed.wire.limits import INBOX_MAX, RunLimits
 log = logging.getLogger("smalltalk.host")
 
 SNAPSHOT_EVENTS = 10_000
-
-
-@dataclass(frozen=True)
-class _LostBlob:
-    digest: str
-    by_job: bool = False  # a job is waiting for it
-
-
-@dataclass(frozen=True)
-class _Inbound:
-    message: msg.Request | msg.Outcome | _LostBlob
-    conversation: int = 0
 
 
 class Host:
@@ -89,7 +77,7 @@ class Host:
         self._worker = Worker(manifest, blob_folder, executor)
         self._on_decision = on_decision
         self._on_finished = on_finished
-        self._inbox: deque[_Inbound] = deque()
+        self._inbox: deque[Inbound] = deque()
         self._wake = asyncio.Event()
         self._answers: dict[int, asyncio.Future[msg.Answer]] = {}
         self._conversations = 0
@@ -118,15 +106,14 @@ class Host:
             raise WorldError(
                 f"{INBOX_MAX} messages wait for the coordinator already; ask again in a moment"
             )
-        if isinstance(message, msg.Exchange):
-            for result in (message.finished, message.collected):
-                if result is not None:
-                    await asyncio.to_thread(check_result, self.manifest, result, self.blobs)
+        checked = to_check(self.coordinator.state, message)
+        for result in checked:
+            await asyncio.to_thread(check_result, self.manifest, result, self.blobs)
         self._conversations += 1
         conversation = self._conversations
         future: asyncio.Future[msg.Answer] = asyncio.get_running_loop().create_future()
         self._answers[conversation] = future
-        self._inbox.append(_Inbound(message, conversation))
+        self._inbox.append(Inbound(message, conversation, checked))
         self._wake.set()
         try:
             return await future
@@ -136,7 +123,7 @@ class Host:
 
     def blob_lost(self, digest: str) -> None:
         """A blob turned out damaged or gone: let the core find a remedy, if it needs the blob."""
-        self._tell(_LostBlob(digest))
+        self._tell(LostBlob(digest))
 
     @property
     def worker_cpu_s(self) -> float:
@@ -215,14 +202,15 @@ class Host:
             ready.add(self.coordinator.tick(self.clock.now()))
         await self._settle(ready)
 
-    def _handle(self, inbound: _Inbound, now: float) -> Ready:
+    def _handle(self, inbound: Inbound, now: float) -> Ready:
         match inbound.message:
             case msg.JobFinished() | msg.JobFailed() | msg.Suspects() | msg.Judged():
                 return self.coordinator.job_done(inbound.message, now)
-            case _LostBlob():
+            case LostBlob():
                 return self._lost(inbound.message, now)
-            case _:
-                return self.coordinator.handle(inbound.message, inbound.conversation, now)
+            case _ as message:
+                still_checked(self.coordinator.state, message, inbound.checked)
+                return self.coordinator.handle(message, inbound.conversation, now)
 
     async def _settle(self, ready: Ready) -> None:
         """Commit, then answer, then start what was asked for."""
@@ -255,7 +243,7 @@ class Host:
         for digest in self.blobs.lost(needed_blobs(self.coordinator.state).values()):
             self.blob_lost(digest)
 
-    def _lost(self, lost: _LostBlob, now: float) -> Ready:
+    def _lost(self, lost: LostBlob, now: float) -> Ready:
         state, digest = self.coordinator.state, lost.digest
         known = digest not in needed_blobs(state) or self.blobs.has(digest)
         if known and not lost.by_job:
@@ -285,7 +273,7 @@ class Host:
             self._tell(await self._worker.run(job))
         except DamagedBlob as error:
             log.error("%s can't be done: %s", job.job_id, error)
-            self._tell(_LostBlob(error.digest, by_job=True))
+            self._tell(LostBlob(error.digest, by_job=True))
         except WorldError as error:
             self._stop_for(error)
         except Exception as error:  # a bug: the run would wait for this job for ever
@@ -296,8 +284,8 @@ class Host:
         self._trouble = trouble
         self._wake.set()
 
-    def _tell(self, message: msg.Outcome | _LostBlob) -> None:
-        self._inbox.append(_Inbound(message))
+    def _tell(self, message: msg.Outcome | LostBlob) -> None:
+        self._inbox.append(Inbound(message))
         self._wake.set()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:

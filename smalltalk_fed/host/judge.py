@@ -84,7 +84,7 @@ def _finding(manifest: RunManifest, job: JudgeJob, opinion: Opinion, blobs: Blob
             if "next" in opinion:
                 said_N = decode_scores(outputs["scores"](), manifest.config.router.chunk_sequences)
                 said_K = said_N[next_places(manifest, job.sample)]
-            return router_finding(manifest, opinion, said_K)
+            return router_finding(manifest, opinion, said_K, job.peers)
         case UnitKind.SHARD:
             count = manifest.heldout_sequences
             if target.index != HELDOUT:

@@ -26,7 +26,7 @@ ROWS = 1 << 14  # looked at
 # their scores and the squares of those, and of the means over `BINS` of one of them, corrected
 # for how many numbers are fitted. Scores at random have nothing of it; honest routers of
 # different kinds of text may be far from alike, and pass through no correlation at all.
-EXPLAINED = 0.05
+EXPLAINED = 0.03
 BINS = 16
 # Mean score beside the median of the others' means, as a part of that.
 LEVEL = 0.4

@@ -7,8 +7,8 @@ the M - 1 predicted tokens of a prefix. Limits come from measurements in docs/ex
 costs another audit.
 
 What a router's round is held to: its score block is what its parameters give; it is not much
-worse on public text; it gained at least as much on its share as on the rest of the chunk,
-within what chance does to so small a sample. A slice's division must be the best one under
+worse on public text; it gained on its share, not only on the rest of the chunk, within what
+chance does to so small a sample. A slice's division must be the best one under
 the loads that the sample has: any part of an optimal assignment is optimal for its own loads,
 so no prices are needed. An expert guesses better than uniformly, is about as good as its
 peers, and is no worse on text the more its router prefers it, compared at the same difficulty:
@@ -35,8 +35,9 @@ TOLERANCE_NATS = {"float32": 0.002, "bfloat16": 0.04}
 STEP_NATS = 1 / 16  # of the rounding of both score blocks
 # How much worse on text of all kinds a router may be after a round, in nats a token.
 PUBLIC_LOSS_NATS = 0.5
-# Standard errors by which the share's gain may lie below the rest's.
-SHARE_ERRORS = 4.0
+# Part of the rest's gain that the share's must reach, give or take so many standard errors.
+# While everything is new all text gains, and what a router knows already the least.
+SHARE_PART, SHARE_ERRORS = 0.9, 4.0
 # Part of what a random division loses that a greedy one may lose; the optimal one loses none.
 GREEDY_LOSS = 0.5
 # Standard errors by which an expert's scores may fall as its router's preference rises.
@@ -46,6 +47,9 @@ EXPERT_ERRORS = 4.0
 GUESSING_MARGIN_NATS = 0.25
 # By how much less than its peers' median an expert may beat its router, nats a token.
 PEER_MARGIN_NATS = 0.5
+# Part of the usual lead of a share's gain that a router's must reach, give or take so many
+# standard errors: what a router was trained on it knows better, more so at a high rate.
+PEER_PART, PEER_ERRORS = 0.5, 6.0
 PEERS = 3  # with fewer there is no telling who is the odd one
 
 
@@ -71,9 +75,16 @@ def agree(manifest: RunManifest, one: Mapping[str, Scores], other: Mapping[str, 
 
 
 def router_finding(
-    manifest: RunManifest, opinion: Mapping[str, Scores], said_K: Scores | None
+    manifest: RunManifest,
+    opinion: Mapping[str, Scores],
+    said_K: Scores | None,
+    peers: Mapping[int, Mapping[str, float]],
 ) -> Finding:
-    """Judge a router's round; `said_K`: its score block at the opinion's places, if it has one."""
+    """Judge a router's round.
+
+    `said_K`: its score block at the opinion's places, if it has one; `peers`: the figures of
+    other routers' late rounds that were found good.
+    """
     tokens = manifest.config.sequence.prefix - 1
     gains = {
         name: opinion[f"{name}_after"].astype(np.float64) - opinion[f"{name}_before"]
@@ -96,9 +107,15 @@ def router_finding(
         lead = figures["own_gain"] - figures["rest_gain"]
         error = math.hypot(*(_standard_error(gains[name]) for name in ("own", "rest"))) / tokens
         figures["share_lead"], figures["share_error"] = lead, error
-        if lead < -SHARE_ERRORS * error:
+        needed = (SHARE_PART - 1) * max(0.0, figures["rest_gain"]) - SHARE_ERRORS * error
+        if lead < needed:
             why = f"the router gained {-lead:.3f} nats a token less on its share than on the rest"
             return Finding(why, figures)
+        others = [float(known["share_lead"]) for known in peers.values() if "share_lead" in known]
+        usual = float(np.median(others)) if len(others) >= PEERS else 0.0
+        if usual > 0 and lead < PEER_PART * usual - PEER_ERRORS * error:
+            why = f"the router gained {lead:.3f} nats a token more on its share than on the rest"
+            return Finding(f"{why}, where others gained {usual:.3f}", figures)
     return Finding("", figures)
 
 

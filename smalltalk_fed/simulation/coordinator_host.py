@@ -18,6 +18,7 @@ from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.core.units import BlobRef, Result
 from smalltalk_fed.errors import PeerError, Refused
+from smalltalk_fed.host.inbound import to_check
 from smalltalk_fed.simulation.contents import Blobs, do_job, inputs_of
 from smalltalk_fed.simulation.disk import Disk, take_snapshot
 from smalltalk_fed.simulation.faults import BadBlock, BlobDamage, CommitPoint, CoordinatorCrash
@@ -113,14 +114,6 @@ class CoordinatorHost:
 
     def receive(self, message: msg.Request, call: Call | None) -> None:
         """A request arrives; None: a duplicate whose answer nobody gets."""
-        if isinstance(message, msg.Exchange):
-            try:
-                for result in (message.finished, message.collected):
-                    self._check_uploaded(result)
-            except PeerError as error:
-                if call is not None:
-                    call.answer(error)
-                return
         self._conversations += 1
         if call is not None:
             call.conversation = self._conversations
@@ -134,8 +127,8 @@ class CoordinatorHost:
         if self.up and self._open.pop(call.conversation, None) is not None:
             self.coordinator.forget(call.conversation)
 
-    def _check_uploaded(self, result: Result | None) -> None:
-        for ref in result.outputs if result else ():
+    def _check_uploaded(self, result: Result) -> None:
+        for ref in result.outputs:
             if ref.digest not in self._blobs.sizes:
                 raise Refused(f"output '{ref.name}' was not uploaded; put it first")
 
@@ -153,6 +146,8 @@ class CoordinatorHost:
                 ready.add(self.coordinator.job_done(message, self.now()))
                 continue
             try:
+                for result in to_check(self.coordinator.state, message):
+                    self._check_uploaded(result)
                 part = self.coordinator.handle(message, conversation, self.now())
             except PeerError as error:
                 _, call = self._open.pop(conversation, (None, None))

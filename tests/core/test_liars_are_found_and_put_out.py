@@ -252,8 +252,9 @@ def test_where_nobody_else_was_there_for_so_long_results_count_and_that_is_said(
     sound(world)
 
 
-def test_a_busy_node_is_there_and_is_waited_for() -> None:
-    world, nodes = audited("ab")
+@pytest.mark.parametrize("wait_s", [60.0, 0.0])
+def test_a_busy_node_is_there_and_is_waited_for(wait_s: float) -> None:
+    world, nodes = audited("ab", audit={"wait_s": wait_s})
     a, b = nodes
     a.poll()
     b.poll()

@@ -48,7 +48,7 @@ def raised(scores, e):
 
 
 def steep(scores, e):
-    scores[:, e] = -200 + 4 * (scores[:, e] + 200)
+    scores[:, e] = -200 + 8 * (scores[:, e] + 200)
 
 
 def easy_raised(scores, e):

@@ -46,7 +46,7 @@ def test_rounds_are_audited_with_and_without_a_round_before(stage: Stage) -> Non
         stage, "audit/1/router_round/0/1", parameters=first["parameters"], share=ids()
     )
     assert len(decode_scores(first["scores"])) == 40
-    assert not router_finding(stage.manifest, opinion, None).fault
+    assert not router_finding(stage.manifest, opinion, None, {}).fault
     second = result_of(stage, "router_round/0/2", parameters=first["parameters"], share=ids(8))
     opinion = opinion_of(
         stage,

@@ -185,6 +185,18 @@ def test_cache_never_drops_what_was_just_asked_for(tmp_path: Path) -> None:
     assert cache.get(ref, lambda ref, to: to.write_bytes(b"w" * 100)).exists()
 
 
+def test_cache_keeps_what_is_needed_together_and_drops_it_afterwards(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path, 250)
+    contents = {ref_of(f"router-{n}", bytes([n]) * 100): bytes([n]) * 100 for n in range(5)}
+    cache.need(contents)
+    for wanted, data in contents.items():
+        cache.get(wanted, lambda ref, to, data=data: to.write_bytes(data))
+    assert all(cache.has(ref) for ref in contents)
+    cache.need([])
+    cache.put(ref_of("parameters", b"new"), b"new")
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 250
+
+
 def test_damaged_file_is_fetched_again(tmp_path: Path) -> None:
     cache, refs = filled(tmp_path, 1000, 1)
     (tmp_path / refs[0].digest).write_bytes(b"damaged")

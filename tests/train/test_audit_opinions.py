@@ -57,7 +57,7 @@ def test_the_scores_of_the_next_chunk_are_those_of_the_block(manifest, corpus, r
         )  # fmt: skip
         said_K = decode_scores(result.score_block, 40)[next_places(manifest, SAMPLE)]
         assert np.abs(said_K - opinion["next"]).max() <= 1 / 16
-        finding = router_finding(manifest, opinion, said_K)
+        finding = router_finding(manifest, opinion, said_K, {})
         assert not finding.fault
         assert finding.figures["own_gain"] > 0
 
@@ -87,7 +87,7 @@ def test_the_last_round_is_audited_without_a_block(manifest, corpus, rounds):
         lambda a: a.router_round(rounds[1].parameters, last.parameters, SHARE),
     )  # fmt: skip
     assert "next" not in opinion
-    assert not router_finding(manifest, opinion, None).fault
+    assert not router_finding(manifest, opinion, None, {}).fault
 
 
 @pytest.fixture(scope="module")
