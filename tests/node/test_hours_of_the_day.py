@@ -8,14 +8,13 @@ import sys
 import threading
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
+from smalltalk_node.connection import Connection
 from smalltalk_node.hours import Hours, work_by_hours
 from smalltalk_node.limits import Limits
 from smalltalk_node.options import Options
 from smalltalk_node.program import Program
-from support.loopback_coordinator import Loopback
 from support.node_stage import STOP, Stage, ids
 from support.tiny_run import tiny_manifest
 
@@ -137,19 +136,19 @@ def test_being_stopped_by_a_person_is_not_a_rest(
     """Ctrl-C while the node says goodbye for the day: it does not come back."""
     stage.script()
     program: list[Program] = []
-    goodbye = Loopback.Leave
+    goodbye = Connection.leave
 
     def held(question: msg.Exchange) -> msg.Order:
         program[0].rest("outside the hours")
         stage.loopback.released.wait(30)
         return STOP
 
-    def leave(self: Loopback, request: Any, context: Any) -> Any:
+    def leave(self: Connection, message: msg.Leave, timeout_s: float) -> msg.Left:
         program[0].stop()
-        return goodbye(self, request, context)
+        return goodbye(self, message, timeout_s)
 
     stage.loopback.behaviour.exchange = held
-    monkeypatch.setattr(Loopback, "Leave", leave)
+    monkeypatch.setattr(Connection, "leave", leave)
 
     def make() -> Program:
         program.append(stage.program())
@@ -158,6 +157,7 @@ def test_being_stopped_by_a_person_is_not_a_rest(
     with pytest.raises(KeyboardInterrupt):
         work_by_hours(Hours.parse("22-7"), make, lambda: at("23:00"), look_s=0.01)
     assert len(program) == 1
+    assert len(stage.loopback.left) == 1
 
 
 def test_without_hours_nothing_is_watched(stage: Stage) -> None:
