@@ -36,7 +36,7 @@ from smalltalk_fed.wire.signing import SigningKey
 
 STREAMS = 64
 # More would only take each other's places.
-AT_A_TIME = {"upload": 3, "download": 2, "compute": 1}
+AT_A_TIME = {"upload": 3, "download": 1, "compute": 1}
 PART_BYTES = 256 * 1024
 BEAT_S = 0.25
 FETCH_EVERY = 8  # heartbeats

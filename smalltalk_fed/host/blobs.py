@@ -136,6 +136,13 @@ class BlobStore:
             raise self._set_aside(digest, "is damaged")
         self._verified[digest] = stamp
 
+    def is_verified(self, digest: str) -> bool:
+        """Whether `verify` would have nothing to do."""
+        try:
+            return self._verified.get(digest) == _stamp(self.path(digest))
+        except OSError:
+            return False
+
     def parts(self, digest: str, offset: int) -> Iterator[bytes]:
         """The bytes from `offset` on, in parts of at most `PART_BYTES`; raises as `verify`."""
         self.verify(digest)

@@ -107,7 +107,7 @@ class RunLimits:
             costs={"Join": COSTLY_CALL, "Leave": COSTLY_CALL},
             # A question replaces the one before; uploads that a broken line left here are
             # replaced, too.
-            in_flight={"Exchange": 2, "PutBlob": 3, "GetBlob": 2, "Join": 2, "Leave": 2},
+            in_flight={"Exchange": 2, "PutBlob": 3, "GetBlob": 1, "Join": 2, "Leave": 2},
             bytes_up=max(BYTES_LEAST, 2 * up),
             bytes_down=max(BYTES_LEAST, 2 * down),
         )

@@ -5,8 +5,8 @@ ours, one sentence, no longer than `LONGEST_SENTENCE`, printable (so that nobody
 another's terminal or log), or what the carrier itself refuses before our code sees it. Every
 other exception is a bug. It allocates no more than a constant times its input and a constant.
 Hypothesis and atheris feed the same table; inputs that once broke something lie in
-`cases/NAME/`. Where the decoders come from: `messages` (what arrives over the network) and
-`files` (what travelled as a file).
+`cases/NAME/`. Where the decoders come from: `messages` and `blobs` (what arrives over the
+network), `files` and `run_files` (what travelled as a file).
 """
 
 from __future__ import annotations
@@ -76,9 +76,14 @@ def _check_sentence(said: str) -> None:
 
 def every_decoder() -> dict[str, Decoder]:
     """The table, by name."""
-    from fuzz import blobs, files, messages
+    from fuzz import blobs, files, messages, run_files
 
-    found = (*messages.decoders(), *blobs.decoders(), *files.decoders())
+    found = (
+        *messages.decoders(),
+        *blobs.decoders(),
+        *files.decoders(),
+        *run_files.decoders(),
+    )
     table = {decoder.name: decoder for decoder in found}
     assert len(table) == len(found), "two decoders have one name"
     return table

@@ -6,41 +6,29 @@ process with everything else as it should be.
 
 from __future__ import annotations
 
-import atexit
 import base64
-import functools
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from fuzz import blobs
 from fuzz.decoders import Decoder
-from fuzz.journal_cells import changed_journal, journal_seeds
-from fuzz.messages import authority, states
+from fuzz.messages import authority
+from fuzz.place import place, written
 from smalltalk_node.identity import Identity, NodeFolder
 from smalltalk_node.limits import Limits
-from support.core_world import blob, make_manifest
+from support.core_world import blob
 from support.tiny_run import write_tiny_corpus
 
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.config.shapes import PRESETS
-from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core import snapshot
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.data.fields import Fields
 from smalltalk_fed.data.lines import read_jsonl
-from smalltalk_fed.errors import UserError, WorldError
-from smalltalk_fed.host.folder import RunFolder, read_corpus_manifest
-from smalltalk_fed.host.recovery import read_snapshot
+from smalltalk_fed.errors import UserError
+from smalltalk_fed.host.folder import read_corpus_manifest
 from smalltalk_fed.mixture.package import ExpertEntry, MixtureManifest, RouterEntry, read_mixture
-from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire import convert
-from smalltalk_fed.wire.certificates import key_from_pem
 from smalltalk_fed.wire.egress_record import entry, read_record, undeclared, uploads
 from smalltalk_fed.wire.token import PREFIX, JoinToken, decode_token, encode_token
 
@@ -72,22 +60,9 @@ TOKENIZER = {
 }  # fmt: skip
 
 
-@functools.cache
-def place() -> Path:
-    """A folder for this process' files, gone at its end."""
-    made = Path(tempfile.mkdtemp(prefix="smalltalk-fuzz-"))
-    atexit.register(_remove, made, os.getpid())
-    return made
-
-
-def _remove(made: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not a fork of it
-        shutil.rmtree(made, ignore_errors=True)
-
-
 def decoders() -> list[Decoder]:
     """By what the file is."""
-    user, world = (UserError,), (WorldError,)
+    user = (UserError,)
     return [
         Decoder("join token", _token, user, (_good_token().encode(),)),
         Decoder("join token inside", _token_inside, user, (_inside(_good_token()),)),
@@ -101,13 +76,6 @@ def decoders() -> list[Decoder]:
         Decoder("node.json", _identity, user, (_node_json(),), json=True),
         Decoder("limits.toml", _limits, user, (b'hours = "22-7"\nmemory_gb = 4.5\nshare = 1\n',)),
         Decoder("egress record", _record, user, (_good_record(),)),
-        Decoder("addresses.json", _addresses, user, (_addresses_json(), TWO_PAIRS), json=True),
-        Decoder("manifest.json", _run_folder, user, (make_manifest().to_bytes(),), json=True),
-        Decoder("private key", _private_key, user, (blobs.private_key(),)),
-        Decoder("journal event", _event, world, _events()),
-        Decoder("snapshot", _snapshot, world, _snapshots(), json=True),
-        Decoder("ledger", _ledger, world, (_ledger_json(),), json=True),
-        Decoder("journal", lambda data: changed_journal(place(), data), world, journal_seeds()),
     ]
 
 
@@ -138,24 +106,13 @@ def _token_inside(data: bytes) -> object:
 # ---------------------------------------------------------------------------------- folders
 
 
-def _written(folder: str, name: str, data: bytes, make: Callable[[Path], None]) -> Path:
-    """The folder with everything as it should be, but `data` in the file of this name."""
-    path = place() / folder
-    if not path.exists():
-        make(path)
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).touch(mode=0o600)
-    (path / name).write_bytes(data)
-    return path
-
-
 def _mixture(data: bytes) -> object:
     def make(path: Path) -> None:
         for name in ("tokenizer/tokenizer.json", "routers/0.st", "experts/0/model.safetensors"):
             (path / name).parent.mkdir(parents=True)
             (path / name).touch()
 
-    return read_mixture(_written("mixture", "mixture.json", data, make))
+    return read_mixture(written("mixture", "mixture.json", data, make))
 
 
 def _mixture_json() -> bytes:
@@ -175,7 +132,7 @@ def _mixture_json() -> bytes:
 
 
 def _run_toml(data: bytes) -> object:
-    return load_config(_written("config", "run.toml", data, lambda p: p.mkdir()) / "run.toml")
+    return load_config(written("config", "run.toml", data, lambda p: p.mkdir()) / "run.toml")
 
 
 def _setting(data: bytes) -> object:
@@ -194,7 +151,7 @@ def _corpus_file(name: str) -> bytes:
 
 
 def _corpus(data: bytes) -> object:
-    path = _written("corpus", "corpus.json", data, _tiny_corpus)
+    path = written("corpus", "corpus.json", data, _tiny_corpus)
     return TokenCorpus.open(path).digest, read_corpus_manifest(path)
 
 
@@ -205,19 +162,19 @@ def _labels(data: bytes) -> object:
         for name, split in (("train", manifest.train), ("heldout", manifest.heldout)):
             (path / f"{name}-labels.bin").write_bytes(bytes(2 * split.sequences))
 
-    return TokenCorpus.open(_written("labelled", "labels.json", data, make)).label_names
+    return TokenCorpus.open(written("labelled", "labels.json", data, make)).label_names
 
 
 def _tokenizer(data: bytes) -> object:
     from smalltalk_fed.data.tokenizer import load_tokenizer, token_bytes, vocabulary_size
 
-    path = _written("tokenizer", "tokenizer.json", data, lambda p: p.mkdir())
+    path = written("tokenizer", "tokenizer.json", data, lambda p: p.mkdir())
     tokenizer = load_tokenizer(path)
     return vocabulary_size(tokenizer), token_bytes(tokenizer)
 
 
 def _lines(data: bytes) -> object:
-    path = _written("text", "text.jsonl", data, lambda p: p.mkdir()) / "text.jsonl"
+    path = written("text", "text.jsonl", data, lambda p: p.mkdir()) / "text.jsonl"
     return list(read_jsonl(path, Fields(), lambda read: None))
 
 
@@ -228,12 +185,12 @@ def _node_json() -> bytes:
 
 
 def _identity(data: bytes) -> object:
-    path = _written("node", "node.json", data, lambda p: p.mkdir(mode=0o700))
+    path = written("node", "node.json", data, lambda p: p.mkdir(mode=0o700))
     return NodeFolder.open(path).identity()
 
 
 def _limits(data: bytes) -> object:
-    path = _written("limited", "limits.toml", data, lambda p: p.mkdir())
+    path = written("limited", "limits.toml", data, lambda p: p.mkdir())
     return Limits.load(path).describe()
 
 
@@ -245,75 +202,7 @@ def _good_record() -> bytes:
 
 
 def _record(data: bytes) -> object:
-    path = _written("record", "sent.bin", data, lambda p: p.mkdir()) / "sent.bin"
+    path = written("record", "sent.bin", data, lambda p: p.mkdir()) / "sent.bin"
     messages = list(read_record(path))
     said = [undeclared(sent) for sent in messages]
     return said, uploads(message for message, odd in zip(messages, said, strict=True) if not odd)
-
-
-# ------------------------------------------------------------------------------- run folders
-
-
-def _run_files(path: Path) -> None:
-    path.mkdir(mode=0o700)
-    (path / "manifest.json").write_bytes(make_manifest().to_bytes())
-    (path / "addresses.json").write_bytes(_addresses_json())
-
-
-TWO_PAIRS = b'{"run": ["a:1", "[::1]:1"], "enrolment": ["a:2", "[::1]:2"]}'
-
-
-def _addresses_json() -> bytes:
-    return b'{"run": "127.0.0.1:4100", "enrolment": "127.0.0.1:4101"}'
-
-
-def _addresses(data: bytes) -> object:
-    return RunFolder.open(_written("run-a", "addresses.json", data, _run_files))
-
-
-def _run_folder(data: bytes) -> object:
-    return RunFolder.open(_written("run-m", "manifest.json", data, _run_files))
-
-
-def _private_key(data: bytes) -> object:
-    return key_from_pem(data, "key.pem")
-
-
-def _event(data: bytes) -> object:
-    kind, _, body = data.partition(b" ")
-    event = ev.from_row(kind, body)
-    return ev.to_json(event)
-
-
-def _events() -> tuple[bytes, ...]:
-    accepted = ev.UnitAccepted(
-        3.0, "router_round/0/1", "n-1", 7, (blob("parameters", "p"),), {"loss": 3.0}, "ab", 2.0
-    )
-    some: list[ev.Event] = [
-        ev.InviteMade(1.0, "a" * 64, 9.0, 1, "box"),
-        ev.RoundAssigned(2.0, 1, (blob("share", "0"),), {"load_0": 5.0}),
-        accepted,
-    ]
-    return tuple(b" ".join(part.encode() for part in ev.to_json(event)) for event in some)
-
-
-def _snapshot(data: bytes) -> object:
-    return snapshot.to_json(read_snapshot(make_manifest(), data))
-
-
-def _snapshots() -> tuple[bytes, ...]:
-    return tuple(json.dumps(snapshot.to_json(state)).encode() for state in states())
-
-
-def _ledger(data: bytes) -> object:
-    try:
-        rows = json.loads(data)
-    except (ValueError, RecursionError):  # the journal's part
-        raise WorldError("not JSON") from None
-    return Ledger.from_json(rows).totals()
-
-
-def _ledger_json() -> bytes:
-    ledger = Ledger()
-    ledger.message("n-1", "scores", "up", 99)
-    return json.dumps(ledger.to_json()).encode()

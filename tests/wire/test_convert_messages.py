@@ -266,20 +266,3 @@ def test_arbitrary_bytes_never_do_worse_than_a_peer_error(data: bytes, kind: typ
     }
     with contextlib.suppress(DecodeError, PeerError):
         readers[kind](kind.FromString(data))  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("odd", ["\x1b[2J", "two\nlines", "\u202eright to left", "a\0b", "\r"])
-def test_nobody_writes_into_anothers_terminal(odd: str) -> None:
-    refused = [
-        lambda: convert.leave_from_proto("n", pb.LeaveRequest(reason=odd)),
-        lambda: convert.order_from_proto(pb.ExchangeReply(reason=odd, heartbeat_s=1)),
-        lambda: convert.capabilities_from_proto(pb.Capabilities(device=odd)),
-        lambda: values.figures_from_proto([pb.Figure(name=odd, value=1)]),
-        lambda: values.blob_from_proto(pb.BlobRef(name=odd, digest=b"d" * 32)),
-        lambda: convert_admin.pause_from_proto(pb.PauseRequest(reason=odd)),
-    ]
-    for read in refused:
-        with pytest.raises(Malformed, match="can't be shown"):
-            read()
-    sent = convert.leave_to_proto(msg.Leave("n", 1, f"it said: {odd}"))
-    assert convert.leave_from_proto("n", sent).reason.isprintable()
