@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from smalltalk_node.connection import Connection
 from smalltalk_node.hours import Hours, work_by_hours
 from smalltalk_node.limits import Limits
 from smalltalk_node.options import Options
@@ -129,17 +130,25 @@ def test_outside_its_hours_a_node_says_nothing_to_anybody(
     assert len(said) == 1
 
 
-def test_being_stopped_by_a_person_is_not_a_rest(stage: Stage) -> None:
+def test_being_stopped_by_a_person_is_not_a_rest(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the node says goodbye for the day: it does not come back."""
     stage.script()
     program: list[Program] = []
+    goodbye = Connection.leave
 
     def held(question: msg.Exchange) -> msg.Order:
         program[0].rest("outside the hours")
-        program[0].stop()
         stage.loopback.released.wait(30)
         return STOP
 
+    def leave(self: Connection, message: msg.Leave, timeout_s: float) -> msg.Left:
+        program[0].stop()
+        return goodbye(self, message, timeout_s)
+
     stage.loopback.behaviour.exchange = held
+    monkeypatch.setattr(Connection, "leave", leave)
 
     def make() -> Program:
         program.append(stage.program())
@@ -148,7 +157,6 @@ def test_being_stopped_by_a_person_is_not_a_rest(stage: Stage) -> None:
     with pytest.raises(KeyboardInterrupt):
         work_by_hours(Hours.parse("22-7"), make, lambda: at("23:00"), look_s=0.01)
     assert len(program) == 1
-    assert not program[0].stopped_by_hours
     assert len(stage.loopback.left) == 1
 
 
