@@ -46,8 +46,7 @@ def take(
             out.emit(ev.SegmentsMade(now, outcome.outputs, dict(outcome.figures)))
             auditing.watch(now)
         case _, msg.JobFailed() if outcome.culprit:
-            out.emit(ev.UnitRejected(now, outcome.culprit, outcome.reason))
-            return Trigger.FAIL, reports.failed(outcome.culprit, "", outcome.reason)
+            return Trigger.FAIL, reports.unusable(outcome.culprit, outcome.reason, now)
         case _, msg.JobFailed():
             return Trigger.FAIL, f"{outcome.job_id}: {outcome.reason}"
         case _:

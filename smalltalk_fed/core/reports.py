@@ -4,7 +4,8 @@ Rules: everything was checked before (`results.check_exchange`), so nothing rais
 unit is accepted once; whoever comes later hears that it counts and stops. A node that works
 on a unit keeps it, also after a restart of the coordinator or after its lease ran out,
 unless others hold it already as often as the run allows. An opinion that nobody asks for any
-more is dropped without a fuss. A failure counts for a node that had the unit. In a paused run
+more is dropped without a fuss. A failure counts for a node that had the unit; what
+failed often ends the run, but not by one node's word while others could do it. In a paused run
 a node is told to put its unit down; its checkpoint stays with it.
 """
 
@@ -24,6 +25,7 @@ from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import Result, UnitKey, UnitKind
 
 MAX_FAILURES = 6
+NODES_CONVINCE = 3  # so many that failed at a unit speak for all
 MAX_REASON = 500
 
 
@@ -77,10 +79,23 @@ class Reports:
         failures = self._leases.failures.setdefault(key, [])
         failures.append((node_id, reason))
         self._leases.changes += 1
-        self._out.decide(f"{unit_id} failed on {node_id or 'the coordinator'}", reason)
+        self._out.decide(f"{unit_id} failed on {node_id or 'a node'}", reason)
         if len(failures) < MAX_FAILURES or key.kind is UnitKind.AUDIT:
             return ""
+        tried = {node for node, _ in failures}
+        there = {node for node, presence in self._leases.present.items() if not presence.gone}
+        if len(tried) < NODES_CONVINCE and not there <= tried:
+            return ""
         return f"{unit_id} failed {len(failures)} times, last on {node_id}: {reason}"
+
+    def unusable(self, unit_id: str, reason: str, now: float) -> str:
+        """An accepted result can't be used: its unit is open again, first for other nodes.
+
+        Returns why the run can't go on, if it can't.
+        """
+        accepted = self._state.finished.get(unit_id)
+        self._out.emit(ev.UnitRejected(now, unit_id, reason))
+        return self.failed(unit_id, accepted.node_id if accepted else "", reason)
 
     def _accept(self, result: Result, message: msg.Exchange, now: float) -> str:
         key = UnitKey.parse(result.unit_id)

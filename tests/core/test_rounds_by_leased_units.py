@@ -256,6 +256,21 @@ def test_a_unit_that_fails_everywhere_fails_the_run_with_its_reason(
     assert a.stopped
 
 
+def test_one_node_alone_can_not_fail_the_run_while_another_is_here(
+    world: World, node: Nodes
+) -> None:
+    a, b = node("a"), node("b")
+    a.poll()
+    assert a.unit
+    for _ in range(2 * MAX_FAILURES):
+        a.poll(failed=msg.Failure("router_round/0/1", "I say so"))
+    assert world.coordinator.state.phase is Phase.ROUTING
+    b.poll()
+    assert b.unit and b.unit.unit_id == "router_round/0/1"
+    b.done()
+    assert world.coordinator.state.is_finished(UnitKey.parse("router_round/0/1"))
+
+
 def test_a_failure_of_another_phase_is_heard_and_changes_nothing(world: World, node: Nodes) -> None:
     a = node("a")
     order = a.poll(failed=msg.Failure("train_expert/0", "result refused"))
@@ -274,16 +289,16 @@ def test_a_node_that_failed_is_not_tried_while_another_is_here(world: World, nod
     assert b.unit == unit
 
 
-def test_a_bad_score_block_opens_its_unit_again(world: World, node: Nodes) -> None:
+def test_a_bad_score_block_opens_its_unit_again_for_another_node(world: World, node: Nodes) -> None:
     a, b = node("a"), node("b")
     a.poll()
     b.poll()
     world.do_jobs = False
     a.done()
     b.done()
-    world.fail_job("score block refused: NaN", "router_round/1/1")
-    opened = [n.unit.unit_id for n in (a, b) if n.look() and n.unit]
-    assert opened == ["router_round/1/1"]
+    world.fail_job("score block refused: NaN", "router_round/0/1")  # it was a's
+    assert b.look() and b.unit and b.unit.unit_id == "router_round/0/1"
+    assert not a.look()
 
 
 def test_a_job_that_can_not_be_done_fails_the_run(world: World, node: Nodes) -> None:
