@@ -22,6 +22,7 @@ from smalltalk_fed.mixture.permutation import Permutation
 Float64Array = NDArray[np.float64]
 
 ROWS = 1 << 14  # looked at
+ROWS_LEAST = 256  # in fewer chance makes honest blocks odd
 # Part of a block's variance that the other blocks explain: the larger of least squares on
 # their scores and the squares of those, and of the means over `BINS` of one of them, corrected
 # for how many numbers are fitted. Scores at random have nothing of it; honest routers of
@@ -58,7 +59,7 @@ class BlockFigures:
 def odd_blocks(scores_NxE: NDArray[np.floating]) -> dict[int, str]:
     """Return the experts whose score blocks look odd, and why, in one clause each."""
     n, experts = scores_NxE.shape
-    if experts < 2 or n <= 2 * experts:
+    if experts < 2 or n < max(ROWS_LEAST, 4 * experts):
         return {}
     found = block_figures(scores_NxE)
     odd: dict[int, str] = {}

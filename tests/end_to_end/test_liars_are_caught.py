@@ -1,34 +1,34 @@
-"""Whole runs on real text in which nodes lie: they are caught, and the mixture is honest."""
+"""Whole runs in which nodes lie: they are caught, and the mixture is the honest one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from support.local_run import ADDRESSES
 from support.lying_nodes import Ended, Work, accusing, honest, play, random_scores, wrong_domain
 from support.tiny_units import UnitDoer
+from support.two_kinds import write_two_kinds
 
 from smalltalk_fed.config.loading import parse_config
-from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.host.folder import RunFolder
 
+SHAPE = {"hidden": 16, "layers": 1, "heads": 2, "feed_forward": 32}
 CONFIG = {
     "run": {"experts": 4, "nodes_to_start": 5, "poll_s": 1.0, "spare_copies": 0},
-    "sequence": {"length": 64, "prefix": 16},
+    "sequence": {"length": 16, "prefix": 8},
     "router": {
-        "model": "router-mini",
+        "model": SHAPE,
         "rounds": 4,
         "chunk_sequences": 128,
         "batch_sequences": 8,
-        "optimizer": {"learning_rate": 8e-3, "clip": 1.0},
+        "optimizer": {"learning_rate": 0.02, "schedule": "constant", "clip": 1.0},
     },
     "expert": {
-        "model": "mini",
+        "model": SHAPE,
         "steps": 60,
         "batch_sequences": 8,
-        "optimizer": {"learning_rate": 4e-3, "warmup_steps": 5, "clip": 1.0},
+        "optimizer": {"learning_rate": 0.02, "warmup_steps": 2, "clip": 1.0},
     },
     "compute": {"threads": 1},
 }
@@ -37,9 +37,9 @@ HONEST = tuple((name, honest) for name in ("ann", "bob", "cem"))
 
 
 @pytest.fixture(scope="module")
-def run(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`run(("liar", work), ...)`: a run of three honest nodes and of these, which are faster."""
-    corpus = TokenCorpus.open(small_corpus)
+    corpus = write_two_kinds(tmp_path_factory.mktemp("text") / "corpus", 512, 128)
     config = parse_config(CONFIG, "test")
     doers: list[UnitDoer] = []
 

@@ -160,6 +160,7 @@ def test_an_expert_is_judged_beside_its_peers(tmp_path):
     court.put("weights", b"not looked at")
     assert court.judge(court.opinion()).verdict == "good"
     court.peers = {e: {"own_lead": 2.0} for e in (0, 1, 3)}
-    found = court.judge(court.opinion(), court.opinion())
+    weak = court.opinion(own_expert=court.truth["own_router"] - 12)
+    found = court.judge(weak, weak)
     assert found.verdict == "bad"
     assert "peers" in found.reason

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-from support.opinions import CHUNK, audit_manifest
+from support.opinions import audit_manifest
 
 from smalltalk_fed.core.messages import AssignJob, JobFinished, Suspects
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.jobs import run_job
 from smalltalk_fed.mixture.scores import encode_scores
+
+CHUNK = 256
 
 
 @pytest.fixture
@@ -22,7 +24,9 @@ def blocks(tmp_path):
 
 def divide(folder, blocks, checked=(), **audit):
     job = AssignJob("assign/2", 2, blocks, checked=checked)
-    return run_job(audit_manifest(audit=audit), job, folder / "blobs")
+    return run_job(
+        audit_manifest(audit=audit, router={"chunk_sequences": CHUNK}), job, folder / "blobs"
+    )
 
 
 def test_the_odd_ones_unit_is_named_and_nothing_is_divided(tmp_path, blocks):

@@ -91,6 +91,9 @@ def test_the_reason_says_what_is_odd():
 
 def test_a_lone_block_and_a_large_chunk_are_no_trouble():
     assert odd_blocks(honest(1)) == {}
+    few = honest(4, n=255)
+    at_random(few, 1)
+    assert odd_blocks(few) == {}
     large = honest(4, n=40_000)
     assert odd_blocks(large) == {}
     at_random(large, 1)

@@ -154,9 +154,13 @@ def test_an_expert_worse_than_guessing_is_bad(manifest):
 
 def test_an_expert_far_behind_its_peers_is_bad_once_there_are_three(manifest):
     opinion = honest_opinion(manifest, "train_expert/2")
+    good = {e: {"own_lead": 2.0 + 0.01 * e} for e in range(3)}
+    assert not expert_finding(manifest, opinion, good).fault  # it beats its router all the same
+    for text in ("own", "other"):
+        opinion[f"{text}_expert"] = opinion[f"{text}_expert"] - 30
     lead = expert_finding(manifest, opinion, {}).figures["own_lead"]
-    peers = {e: {"own_lead": lead + 1.0 + 0.01 * e} for e in range(3)}
-    assert "than its peers do" in expert_finding(manifest, opinion, peers).fault
+    peers = {e: {"own_lead": lead + 1.2 + 0.01 * e} for e in range(3)}
+    assert "behind its peers" in expert_finding(manifest, opinion, peers).fault
     assert not expert_finding(manifest, opinion, {0: peers[0], 1: peers[1]}).fault
     near = {e: {"own_lead": lead + 0.2} for e in range(3)}
     assert not expert_finding(manifest, opinion, near).fault

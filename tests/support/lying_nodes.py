@@ -7,14 +7,14 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from support.tiny_units import UnitDoer, signed_result
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.state import HardState
-from smalltalk_fed.core.units import Unit, UnitKind
+from smalltalk_fed.core.units import BlobRef, Unit, UnitKind
 from smalltalk_fed.errors import PeerError
 from smalltalk_fed.host.assemble import assemble_mixture
 from smalltalk_fed.host.clock import SystemClock
@@ -46,12 +46,15 @@ def random_scores(doer: UnitDoer, unit: Unit, inputs: Inputs) -> dict[str, bytes
 
 
 def wrong_domain(doer: UnitDoer, unit: Unit, inputs: Inputs) -> dict[str, bytes]:
-    """Experts of text of another kind than their own."""
+    """Experts of all text but their own."""
     if unit.key.kind is UnitKind.TRAIN_EXPERT:
-        labels_N = doer.corpus.train.labels
-        assert labels_N is not None
-        mine = np.bincount(labels_N[decode_ids(inputs["segment"])]).argmax()
-        inputs = inputs | {"segment": encode_ids(np.flatnonzero(labels_N != mine))}
+        mine = decode_ids(inputs["segment"])
+        others = np.setdiff1d(np.arange(doer.manifest.train_sequences), mine)
+        data = encode_ids(others)
+        digest = hashlib.sha256(data).hexdigest()  # another piece of work, to the doer as well
+        refs = [ref for ref in unit.inputs if ref.name != "segment"]
+        unit = replace(unit, inputs=(*refs, BlobRef("segment", digest, len(data))))
+        inputs = inputs | {"segment": data}
     return honest(doer, unit, inputs)
 
 
@@ -152,7 +155,7 @@ def play(folder: RunFolder, doer: UnitDoer, nodes: Sequence[tuple[str, Work]]) -
         journal.close()
         return Ended(state, {node.name: node for node in team}, _files(folder))
 
-    return asyncio.run(asyncio.wait_for(work(), 200))
+    return asyncio.run(asyncio.wait_for(work(), 280))
 
 
 def _files(folder: RunFolder) -> dict[str, bytes]:
