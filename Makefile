@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # on two cores are a hundred times slower.
 export OMP_WAIT_POLICY := PASSIVE
 ARGS ?=
+# Two test processes: much of what they do is waiting for programs that they started. Tests of a
+# file share what they built, so a file stays in one process.
+AT_ONCE ?= -n 2 --dist loadfile
 
 .PHONY: demo test test-all lint protos docs fuzz audit-deps clean
 
@@ -13,10 +16,10 @@ demo: $(VENV)/.installed
 	$(BIN)/smalltalk demo $(ARGS)
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(AT_ONCE) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

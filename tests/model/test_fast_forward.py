@@ -42,9 +42,11 @@ def test_lean_llama_gives_transformers_hidden_states_and_gradients(length):
     slope = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(4))
     names, weights = zip(*model.named_parameters(), strict=True)
     expected = torch.autograd.grad(theirs, weights, slope)
+    # Of one token neither query nor key matters: their gradients are rounding and nothing else.
+    rounding = 1e-6 * max(float(b.abs().max()) for b in expected)
     for name, a, b in zip(names, torch.autograd.grad(ours, weights, slope), expected, strict=True):
-        scale = float(b.abs().max())
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, n=name: n + m)
+        near = 1e-4 * float(b.abs().max()) + rounding
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=near, msg=lambda m, n=name: n + m)
 
 
 def test_a_frozen_forward_gives_the_same_bits_and_a_trained_one_sees_new_weights():
