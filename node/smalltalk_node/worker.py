@@ -21,10 +21,8 @@ from pathlib import Path
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
 from smalltalk_fed.errors import Refused, SmalltalkError, WorldError
 from smalltalk_fed.wire.signing import SigningKey, sign_result
-from smalltalk_node.cache import BlobCache
-from smalltalk_node.collecting import Collector
-from smalltalk_node.connection import Connection
-from smalltalk_node.folders import (
+from smalltalk_fed.worksite.cache import BlobCache, ref_of
+from smalltalk_fed.worksite.folders import (
     Workplace,
     forget_passed,
     forget_run,
@@ -32,12 +30,14 @@ from smalltalk_node.folders import (
     known_file,
     unit_folder,
 )
-from smalltalk_node.guard import Guard
-from smalltalk_node.machine import WORKER_THREAD
+from smalltalk_fed.worksite.guard import Guard
+from smalltalk_fed.worksite.machine import WORKER_THREAD
+from smalltalk_fed.worksite.unit_inputs import check_inputs
+from smalltalk_fed.worksite.work import Done, do_unit, needed
+from smalltalk_node.collecting import Collector
+from smalltalk_node.connection import Connection
 from smalltalk_node.patience import Dropped, patiently, upload
-from smalltalk_node.transfer import get_blob, ref_of
-from smalltalk_node.unit_inputs import check_inputs
-from smalltalk_node.work import Done, do_unit, needed
+from smalltalk_node.transfer import get_blob
 
 log = logging.getLogger("smalltalk.node")
 
