@@ -7,10 +7,14 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 ARGS ?=
 
-.PHONY: demo test test-all lint protos docs fuzz audit-deps clean
+.PHONY: demo demo-flower test test-all lint protos docs fuzz audit-deps clean
 
 demo: $(VENV)/.installed
 	$(BIN)/smalltalk demo $(ARGS)
+
+# The same run over Flower, as processes on this machine: docs/carriers.md.
+demo-flower: $(VENV)/.installed-flower
+	$(BIN)/smalltalk demo-flower $(ARGS)
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
@@ -52,9 +56,13 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
 	touch $@
 
-$(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
+$(VENV)/.installed-flower: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,flower]"
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
+	touch $@ $(VENV)/.installed $(VENV)/.installed-flower
+
 clean:
-	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo demo-flower dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
