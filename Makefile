@@ -10,10 +10,14 @@ ARGS ?=
 # file share what they built, so a file stays in one process.
 AT_ONCE ?= -n 2 --dist loadfile
 
-.PHONY: demo test test-all lint protos docs fuzz audit-deps clean
+.PHONY: demo demo-flower test test-all lint protos docs fuzz audit-deps clean
 
 demo: $(VENV)/.installed
 	$(BIN)/smalltalk demo $(ARGS)
+
+# The same run over Flower, as processes on this machine: docs/carriers.md.
+demo-flower: $(VENV)/.installed-flower
+	$(BIN)/smalltalk demo-flower $(ARGS)
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest $(AT_ONCE) -m "not slow" $(ARGS)
@@ -55,9 +59,13 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
 	touch $@
 
-$(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
+$(VENV)/.installed-flower: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,flower]"
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
+	touch $@ $(VENV)/.installed $(VENV)/.installed-flower
+
 clean:
-	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo demo-flower dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

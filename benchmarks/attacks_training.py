@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from attacks_lies import Blobs, Liar
-from smalltalk_node.folders import Workplace
-from smalltalk_node.work import do_unit
 
 from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.config.manifest import RunManifest, make_manifest
@@ -38,6 +36,8 @@ from smalltalk_fed.model.state import state_from_bytes
 from smalltalk_fed.train.experts import build_expert
 from smalltalk_fed.train.scoring import score, sequence_losses
 from smalltalk_fed.train.units import build_router
+from smalltalk_fed.worksite.folders import Workplace
+from smalltalk_fed.worksite.work import do_unit
 
 NODES, LIARS = 10, 2
 CHECKED, UNCHECKED = 0.1, 0.0  # audit.rate

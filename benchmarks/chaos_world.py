@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from process_facts import free_port
-from smalltalk_node.identity import NodeFolder
 
 from smalltalk_fed.config.manifest import sha256
+from smalltalk_fed.worksite.identity import NodeFolder
 
 PERIOD_US = 100_000
 V1, V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")

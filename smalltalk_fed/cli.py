@@ -18,17 +18,19 @@ NAME = "smalltalk"
 _EXTRAS = frozenset(
     ("torch", "transformers", "tokenizers", "pyarrow", "zstandard", "matplotlib", "jinja2")
 )
+_FLOWER = "flwr"  # of an extra of its own
 
 
 def make_app() -> typer.Typer:
     """The command line with all its commands."""
     from smalltalk_fed.data.cli import prepare
     from smalltalk_fed.demo.cli import demo
+    from smalltalk_fed.demo.flower import demo_flower
     from smalltalk_fed.evaluate.cli import baseline, evaluate, generate
     from smalltalk_fed.simulation.cli import simulate
 
     app = program(NAME, "Prepare text, try a whole run on this machine, and use its mixture.")
-    for command in (demo, prepare, simulate, baseline, evaluate, generate):
+    for command in (demo, demo_flower, prepare, simulate, baseline, evaluate, generate):
         app.command(epilog=EXIT_CODES)(command)
     return app
 
@@ -39,10 +41,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return run_program(make_app(), NAME, arguments)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRAS:
+        if missing not in _EXTRAS and missing != _FLOWER:
             raise
+        extra = "flower" if missing == _FLOWER else "all"
         print(
-            f"{NAME}: {missing} is not installed; run `pip install 'smalltalk-fed[all]'`.",
+            f"{NAME}: {missing} is not installed; run `pip install 'smalltalk-fed[{extra}]'`.",
             file=sys.stderr,
         )
         return 4

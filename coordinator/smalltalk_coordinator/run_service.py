@@ -16,18 +16,18 @@ from smalltalk_coordinator.gate import Direction, Gate
 from smalltalk_coordinator.uploads import Uploads
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import known
-from smalltalk_fed.core.catalogue import outputs_of, size_limit
-from smalltalk_fed.core.handout import handed_out_from, unit
-from smalltalk_fed.core.units import Result, UnitKey, UnitKind
-from smalltalk_fed.errors import Malformed, Refused, SmalltalkError
+from smalltalk_fed.core.catalogue import size_limit
+from smalltalk_fed.core.units import UnitKey
+from smalltalk_fed.errors import Malformed, SmalltalkError
 from smalltalk_fed.host.addresses import Addresses
 from smalltalk_fed.host.blobs import Upload
+from smalltalk_fed.host.handed_in import check_signature, check_wanted
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger, kind_of
 from smalltalk_fed.wire import convert, limits
-from smalltalk_fed.wire.signing import SigningKey, sign_manifest, sign_unit, verify_result
+from smalltalk_fed.wire.signing import SigningKey, sign_manifest, sign_unit
 from smalltalk_fed.wire.values import digest_from_proto
 
 
@@ -79,7 +79,7 @@ class RunService(pb_grpc.RunServicer):
         for result in (exchange.finished, exchange.collected):
             if result is not None:
                 self._gate.charge(node_id, limits.COSTLY_CALL, self._host.clock.now())
-                self._check_signature(exchange, result)
+                check_signature(self._host.coordinator.state, exchange, result)
         counts = self._counts(exchange)
         order = await self._host.ask(exchange)
         assert isinstance(order, msg.Order)
@@ -129,7 +129,7 @@ class RunService(pb_grpc.RunServicer):
                 raise Malformed("an upload without a first part")
             announced = convert.upload_from_proto(part)
             name, size = announced.ref.name, announced.ref.size
-            self._wanted(announced)
+            check_wanted(self._host.coordinator.state, announced.unit_id, name)
             kind = kind_of(name, announced.unit_id)
             blobs = self._host.blobs
             if blobs.has(announced.ref.digest):
@@ -204,38 +204,6 @@ class RunService(pb_grpc.RunServicer):
         except SmalltalkError:
             self._host.blob_lost(digest)
             raise
-
-    def _wanted(self, upload: convert.Upload) -> None:
-        """Whether the run has any use for this blob."""
-        state = self._host.coordinator.state
-        key = UnitKey.parse(upload.unit_id)
-        if upload.ref.name not in outputs_of(state.manifest, key):
-            raise Malformed(f"{upload.unit_id} has no output '{upload.ref.name[:40]}'")
-        if not state.in_phase(key) and not state.is_finished(key):
-            raise Refused(f"{upload.unit_id} is not part of the run's present phase")
-
-    def _check_signature(self, exchange: msg.Exchange, result: Result) -> None:
-        """The result must be signed with the key that the node registered at Join."""
-        state = self._host.coordinator.state
-        key = UnitKey.parse(result.unit_id)
-        node = known(state, exchange.node_id)
-        if state.is_finished(key):
-            return  # said again; it changes nothing
-        if key.kind is UnitKind.AUDIT and not state.in_phase(key):
-            return  # nobody asks for this opinion any more; the node is told to drop it
-        if not state.in_phase(key):
-            raise Refused(f"{result.unit_id} is not part of the run's present phase")
-        begun = int(result.figures.get("from_step", 0.0))
-        if not handed_out_from(state, key, begun):
-            raise Refused(f"{result.unit_id} was never handed out to begin at step {begun}")
-        verify_result(
-            bytes.fromhex(node.signing_key),
-            self._host.manifest.run_id,
-            exchange.node_id,
-            exchange.incarnation,
-            unit(state, key, begun),
-            result,
-        )
 
     def _count(self, node_id: str, kind: str, request: Message, reply: Message) -> None:
         counted(self._ledger, node_id, kind, request, reply)

@@ -26,10 +26,10 @@ from smalltalk_fed.telemetry import logs
 from smalltalk_fed.telemetry.console import EXIT_CODES, program, run_program
 from smalltalk_fed.wire.egress import EgressRow, egress_rows
 from smalltalk_fed.wire.token import decode_token
-from smalltalk_node import machine
-from smalltalk_node.identity import DEFAULT_FOLDER, NodeFolder
-from smalltalk_node.limits import Limits
-from smalltalk_node.machine import WORKER_THREAD
+from smalltalk_fed.worksite import machine
+from smalltalk_fed.worksite.identity import DEFAULT_FOLDER, NodeFolder
+from smalltalk_fed.worksite.limits import Limits
+from smalltalk_fed.worksite.machine import WORKER_THREAD
 
 NAME = "smalltalk-node"
 app = program(NAME, "Do work for a run on this machine, and see what leaves it.")
@@ -137,8 +137,8 @@ def run(
     Hours, memory, disk, share, speed of uploads and model folder are this machine's limits:
     remembered, never sent, and a run that needs more is refused.
     """
-    from smalltalk_node.guard import cap_process_memory
-    from smalltalk_node.hours import Hours, work_by_hours
+    from smalltalk_fed.worksite.guard import cap_process_memory
+    from smalltalk_fed.worksite.hours import Hours, work_by_hours
     from smalltalk_node.program import Options, Program
     from smalltalk_node.recording import EgressRecorder
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from smalltalk_fed.core.units import BlobRef, Result, Unit
 from smalltalk_fed.errors import SmalltalkError
+from smalltalk_fed.worksite.cache import ref_of
 from smalltalk_node.patience import Dropped
-from smalltalk_node.transfer import ref_of
 
 log = logging.getLogger("smalltalk.node")
 

@@ -22,8 +22,8 @@ from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire import convert
 from smalltalk_fed.wire.certificates import key_to_pem
 from smalltalk_fed.wire.signing import verify_unit
+from smalltalk_fed.worksite.identity import Identity, NodeFolder
 from smalltalk_node.dialling import CALL_TIMEOUT_S, OPTIONS, NoAnswer, Stranger, error_of
-from smalltalk_node.identity import Identity, NodeFolder
 from smalltalk_node.outgoing import Outgoing
 from smalltalk_node.standing import Standing
 

@@ -24,11 +24,11 @@ from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire.certificates import certificate_facts
 from smalltalk_fed.wire.values import cut
-from smalltalk_node import machine
+from smalltalk_fed.worksite import machine
+from smalltalk_fed.worksite.identity import Identity, NodeFolder
+from smalltalk_fed.worksite.limits import Limits, refuse
 from smalltalk_node.connection import Connection
 from smalltalk_node.dialling import Newcomer
-from smalltalk_node.identity import Identity, NodeFolder
-from smalltalk_node.limits import Limits, refuse
 
 CLOCK_WARN_S = 60.0
 CERTIFICATE_WARN_S = 5 * 86400.0

@@ -1,8 +1,7 @@
-"""What is settled before a node works: its corpus, the run that it joined, its certificate.
+"""What is settled before a node works: the run that it enrols in and joins, its certificate.
 
-Rules: the corpus is read through once and then only if a file has changed; the manifest must
-be signed, by the key of the first join, and name this very corpus; certificates are renewed
-in good time, and a coordinator that does not answer is asked again later.
+Rules: certificates are renewed in good time, and a coordinator that does not answer is asked
+again later. Whether the run fits this machine's corpus is `worksite.corpora`'s part.
 """
 
 from __future__ import annotations
@@ -10,30 +9,18 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from pathlib import Path
 
-from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.messages import Join
-from smalltalk_fed.data.corpus import TokenCorpus
-from smalltalk_fed.errors import (
-    DataError,
-    Malformed,
-    SlowDown,
-    Unauthenticated,
-    UserError,
-    WorldError,
-)
+from smalltalk_fed.errors import SlowDown, UserError, WorldError
 from smalltalk_fed.wire.certificates import certificate_facts, make_request
 from smalltalk_fed.wire.convert import Welcome
-from smalltalk_fed.wire.signing import verify_manifest
 from smalltalk_fed.wire.token import JoinToken
+from smalltalk_fed.worksite.identity import Identity, NodeFolder
 from smalltalk_node.connection import Connection
 from smalltalk_node.dialling import Newcomer
-from smalltalk_node.identity import Identity, NodeFolder
 
 log = logging.getLogger("smalltalk.node")
 
-STAMP_FILE = "corpus-verified"
 JOIN_FIRST_S = 0.5
 JOIN_LAST_S = 30.0
 RENEW_BEFORE_S = 10 * 86400.0
@@ -62,33 +49,6 @@ def enrol(folder: NodeFolder, token: JoinToken, name: str) -> Identity:
     identity = Identity(node_id, name, token.run_address, token.enrolment_address)
     folder.keep_identity(identity)  # last: a folder without it is not enrolled
     return identity
-
-
-def open_corpus(folder: NodeFolder, path: Path | None) -> TokenCorpus:
-    """Open the corpus at `path`, or the one of the last run; digests are checked once.
-
-    Raises:
-        DataError: no path is known, or it is not a whole corpus.
-    """
-    if path is None:
-        known = folder.identity().corpus
-        if not known:
-            raise DataError(
-                "this node does not know its corpus yet; name its folder with --corpus."
-            )
-        path = Path(known)
-    corpus = TokenCorpus.open(path)
-    stamp, seen = folder.file(STAMP_FILE), _appearance(corpus)
-    if not stamp.exists() or stamp.read_text() != seen:
-        log.info("reading the corpus through, once: %s", path)
-        corpus = TokenCorpus.open(path, verify=True)
-        stamp.write_text(seen)
-    return corpus
-
-
-def corpus_bytes(corpus: TokenCorpus) -> int:
-    """Bytes of the token shards."""
-    return sum(path.stat().st_size for path in _shards(corpus))
 
 
 def join_patiently(
@@ -128,37 +88,6 @@ def learn_addresses(folder: NodeFolder, connection: Connection, welcome: Welcome
     return identity
 
 
-def checked_manifest(welcome: Welcome, identity: Identity, corpus: TokenCorpus) -> RunManifest:
-    """The run's manifest out of the answer to `Join`.
-
-    Raises:
-        Unauthenticated: it is not signed, or by another coordinator than the first time.
-        Malformed: it can't be read, or contradicts the corpus that it names.
-        DataError: the corpus at hand is not the run's.
-    """
-    verify_manifest(welcome.coordinator_key, welcome.manifest, welcome.manifest_signature)
-    if identity.coordinator_key not in ("", welcome.coordinator_key.hex()):
-        raise Unauthenticated(
-            "the coordinator has another signing key than when this node first joined; ask the "
-            "organiser, and join anew with a new folder if the run was set up again"
-        )
-    manifest, ours = RunManifest.from_bytes(welcome.manifest), corpus.manifest
-    if manifest.corpus_digest != ours.digest:
-        raise DataError(
-            f"the corpus in {corpus.folder} ({ours.digest[:12]}) is not the run's "
-            f"({manifest.corpus_digest[:12]}); name the right folder with --corpus."
-        )
-    if (manifest.tokenizer_sha256, manifest.vocabulary) != (ours.tokenizer_sha256, ours.vocabulary):
-        raise DataError(
-            f"the corpus in {corpus.folder} has another tokenizer than the run; prepare it with "
-            "the run's tokenizer, or copy the run's corpus."
-        )
-    said = manifest.train_sequences, manifest.heldout_sequences, manifest.config.sequence.length
-    if said != (len(corpus.train), len(corpus.heldout), ours.sequence_tokens):
-        raise Malformed("the run's manifest contradicts the corpus that it names")
-    return manifest
-
-
 class Renewal:
     """Keeps the certificate from ending."""
 
@@ -182,15 +111,3 @@ class Renewal:
             log.info("the certificate was renewed")
         except (WorldError, SlowDown) as error:
             log.warning("the certificate could not be renewed yet: %s", error)
-
-
-def _shards(corpus: TokenCorpus) -> list[Path]:
-    entries = (*corpus.manifest.train.shards, *corpus.manifest.heldout.shards)
-    return [corpus.folder / entry.file for entry in entries]
-
-
-def _appearance(corpus: TokenCorpus) -> str:
-    """Changes when a file of the corpus does."""
-    files = [f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}"
-             for path in _shards(corpus)]  # fmt: skip
-    return "\n".join([str(corpus.folder.absolute()), corpus.digest, *files])

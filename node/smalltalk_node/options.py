@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from smalltalk_node.limits import Limits
-from smalltalk_node.machine import likely_device
+from smalltalk_fed.worksite.limits import Limits
+from smalltalk_fed.worksite.machine import likely_device
 from smalltalk_node.outgoing import Outgoing
 from smalltalk_node.recording import EgressRecorder
 

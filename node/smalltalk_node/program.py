@@ -32,24 +32,18 @@ from smalltalk_fed.errors import (
 from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire.convert import Welcome
-from smalltalk_node import machine
-from smalltalk_node.cache import BlobCache
+from smalltalk_fed.worksite import machine
+from smalltalk_fed.worksite.cache import BlobCache
+from smalltalk_fed.worksite.corpora import checked_manifest, corpus_bytes, open_corpus
+from smalltalk_fed.worksite.folders import Workplace
+from smalltalk_fed.worksite.identity import NodeFolder
+from smalltalk_fed.worksite.limits import refuse
+from smalltalk_fed.worksite.signals import stop_on_signals
 from smalltalk_node.connection import Connection
-from smalltalk_node.folders import Workplace
-from smalltalk_node.identity import NodeFolder
-from smalltalk_node.joining import (
-    Renewal,
-    checked_manifest,
-    corpus_bytes,
-    join_patiently,
-    learn_addresses,
-    open_corpus,
-)
-from smalltalk_node.limits import refuse
+from smalltalk_node.joining import Renewal, join_patiently, learn_addresses
 from smalltalk_node.options import Options
 from smalltalk_node.outcomes import Outcomes
 from smalltalk_node.records import NodeStatus, Records
-from smalltalk_node.signals import stop_on_signals
 from smalltalk_node.worker import Worker
 
 log = logging.getLogger("smalltalk.node")
@@ -216,7 +210,7 @@ class Program:
         """Join, and check what the run is before anything is done for it."""
         self._renewal.when_due(self._clock.now())
         welcome = self._join()
-        manifest = checked_manifest(welcome, self._identity, self._corpus)
+        manifest = checked_manifest(welcome, self._identity.coordinator_key, self._corpus)
         try:
             refuse(manifest, self._options.limits, on_gpu=self._options.on_gpu)
         except UserError as error:

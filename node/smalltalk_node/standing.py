@@ -14,8 +14,8 @@ import time
 from smalltalk_fed.errors import PeerError, SmalltalkError, Unauthenticated, WorldError
 from smalltalk_fed.wire.certificates import certificate_facts, make_request
 from smalltalk_fed.wire.values import cut
+from smalltalk_fed.worksite.identity import Identity, NodeFolder
 from smalltalk_node.dialling import NoAnswer, at_any
-from smalltalk_node.identity import Identity, NodeFolder
 from smalltalk_node.outgoing import Outgoing
 
 EXPLAIN_EVERY_S = 20.0

@@ -10,7 +10,6 @@ keepalive), as does one that `should_stop`; it can be continued like any that br
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import threading
 import time
@@ -26,21 +25,13 @@ from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import kind_of
 from smalltalk_fed.wire.convert import Upload, upload_to_proto
 from smalltalk_fed.wire.values import digest_to_proto
+from smalltalk_fed.worksite.cache import ref_of
 from smalltalk_node.connection import Connection
 from smalltalk_node.dialling import NoAnswer
 
 PART_BYTES = 256 * 1024
 STALL_S = 120.0  # a part takes no longer: 2 KiB a second at the least
 LOOK_S = 0.5
-
-
-def ref_of(name: str, source: bytes | Path) -> BlobRef:
-    """Name, digest and size of bytes or a file."""
-    if isinstance(source, bytes):
-        return BlobRef(name, hashlib.sha256(source).hexdigest(), len(source))
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return BlobRef(name, digest, file.tell())
 
 
 def put_blob(

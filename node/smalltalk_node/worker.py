@@ -18,26 +18,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
-from smalltalk_fed.errors import Refused, SmalltalkError, WorldError
-from smalltalk_fed.wire.signing import SigningKey, sign_result
-from smalltalk_node.cache import BlobCache
-from smalltalk_node.collecting import Collector
-from smalltalk_node.connection import Connection
-from smalltalk_node.folders import (
+from smalltalk_fed.core.units import BlobRef, Result, Unit
+from smalltalk_fed.errors import WorldError
+from smalltalk_fed.wire.signing import SigningKey
+from smalltalk_fed.worksite.cache import BlobCache
+from smalltalk_fed.worksite.folders import (
     Workplace,
-    forget_passed,
     forget_run,
     forget_unit,
-    known_file,
     unit_folder,
 )
-from smalltalk_node.guard import Guard
-from smalltalk_node.machine import WORKER_THREAD
+from smalltalk_fed.worksite.guard import Guard
+from smalltalk_fed.worksite.machine import WORKER_THREAD
+from smalltalk_fed.worksite.unit_work import (
+    Signer,
+    inputs_needed,
+    made_here,
+    outputs_named,
+    why_not,
+)
+from smalltalk_fed.worksite.work import Done, do_unit
+from smalltalk_node.collecting import Collector
+from smalltalk_node.connection import Connection
 from smalltalk_node.patience import Dropped, patiently, upload
-from smalltalk_node.transfer import get_blob, ref_of
-from smalltalk_node.unit_inputs import check_inputs
-from smalltalk_node.work import Done, do_unit, needed
+from smalltalk_node.transfer import get_blob
 
 log = logging.getLogger("smalltalk.node")
 
@@ -167,17 +171,8 @@ class Worker:
                 outcome = Finished(self._do(task), time.monotonic() - began)
             except Dropped:
                 log.info("dropped", extra={"facts": {"unit": unit_id}})
-            except WorldError as error:
-                outcome = Failed(unit_id, str(error), error)
-            except SmalltalkError as error:
-                outcome = Failed(unit_id, str(error))
-            except OSError as error:
-                where = f" ({error.filename})" if error.filename else ""
-                reason = f"this machine's disk refuses{where}: {error.strerror or error}."
-                outcome = Failed(unit_id, reason, WorldError(reason))
-            except Exception as error:  # a bug, or a device out of memory: others may manage
-                log.exception("unit failed", extra={"facts": {"unit": unit_id}})
-                outcome = Failed(unit_id, f"{type(error).__name__}: {error}")
+            except Exception as error:
+                outcome = Failed(unit_id, *why_not(unit_id, error))
             with self._lock:
                 self._progress = None
                 wanted = self._wanted.get(unit_id) is task
@@ -190,11 +185,7 @@ class Worker:
         from smalltalk_fed.train.plan import Stopped
 
         unit = task.unit
-        check_inputs(self._place.manifest, unit)
-        forget_passed(self._place, unit)
-        self._guard.before(unit)
-        refs = [ref for ref in unit.inputs if needed(self._place, unit, ref)]
-        self._cache.need(refs)
+        refs = inputs_needed(self._place, self._cache, self._guard, unit)
         inputs = {ref.name: self._fetch(task, ref) for ref in refs}
 
         def on_progress(fraction: float, figures: dict[str, float]) -> None:
@@ -229,8 +220,8 @@ class Worker:
         self._wake()
 
     def _fetch(self, task: _Task, ref: BlobRef) -> Path:
-        known = known_file(self._place, task.unit, ref)
-        if known is not None and ref_of(ref.name, known) == ref:
+        known = made_here(self._place, task.unit, ref)
+        if known is not None:
             return known
         stop = task.stop.is_set
         return patiently(
@@ -239,20 +230,12 @@ class Worker:
         )
 
     def _hand_in(self, task: _Task, done: Done) -> Result:
-        unit, outputs = task.unit, []
-        odd = [name for name, value in done.figures.items() if not math.isfinite(value)]
-        if odd:
-            raise Refused(f"the figure '{odd[0]}' of {unit.unit_id} is no number: it diverged")
-        for name, source in done.outputs.items():
-            ref = ref_of(name, source)
-            # Needed again, by this very node if it can be arranged.
-            if name == "parameters" or unit.key.kind is UnitKind.TRAIN_SEED:
-                self._cache.put(ref, source)
+        unit, refs = task.unit, []
+        for ref, source in outputs_named(unit, done, self._cache):
             upload(self._connection, ref, unit.unit_id, source, task.stop)
-            outputs.append(ref)
-        return self._signed(unit, Result(unit.unit_id, tuple(outputs), dict(done.figures)))
+            refs.append(ref)
+        return self._signed(unit, Result(unit.unit_id, tuple(refs), dict(done.figures)))
 
     def _signed(self, unit: Unit, result: Result) -> Result:
         node_id, run_id = self._connection.node_id, self._place.manifest.run_id
-        signature = sign_result(self._signing_key, run_id, node_id, self._incarnation, unit, result)
-        return replace(result, signature=signature)
+        return Signer(self._signing_key, run_id, node_id, self._incarnation).signed(unit, result)

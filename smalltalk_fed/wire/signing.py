@@ -28,6 +28,7 @@ from smalltalk_fed.wire.secret_files import read_secret, write_secret
 _RESULT = b"smalltalk-fed result 1\0"
 _UNIT = b"smalltalk-fed unit 1\0"
 _MANIFEST = b"smalltalk-fed manifest 1\0"
+_PRESENCE = b"smalltalk-fed presence 1\0"
 
 
 class SigningKey:
@@ -121,6 +122,24 @@ def sign_manifest(key: SigningKey, manifest: bytes) -> bytes:
 def verify_manifest(public_key: bytes, manifest: bytes, signature: bytes) -> None:
     """Raises Unauthenticated when it is not this key's signature over this manifest."""
     _verify(public_key, signature, _MANIFEST + manifest, "the run's manifest")
+
+
+def sign_presence(key: SigningKey, challenge: bytes, join: bytes) -> bytes:
+    """A node's signature over its `Join` as it travels, for who sent `challenge`.
+
+    For carriers whose messages don't prove who sends them, as mutual TLS does.
+    """
+    return key.sign(_PRESENCE + _framed(challenge) + join)
+
+
+def verify_presence(public_key: bytes, challenge: bytes, join: bytes, signature: bytes) -> None:
+    """Raises Unauthenticated: who sent this `Join` does not have the key, or answers another."""
+    _verify(public_key, signature, _PRESENCE + _framed(challenge) + join, "this node's presence")
+
+
+def _framed(data: bytes) -> bytes:
+    """So that where one part ends and the next begins is signed, too."""
+    return len(data).to_bytes(4, "big") + data
 
 
 def _result_statement(

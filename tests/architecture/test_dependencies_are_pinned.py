@@ -13,9 +13,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-RUNTIME = [
-    Requirement(line) for line in (*PROJECT["dependencies"], *EXTRAS["node"], *EXTRAS["report"])
-]
+LINES = (*PROJECT["dependencies"], *EXTRAS["node"], *EXTRAS["report"], *EXTRAS["flower"])
+RUNTIME = [Requirement(line) for line in LINES if not line.startswith(PROJECT["name"])]
 
 
 def plain_name(name: str) -> str:

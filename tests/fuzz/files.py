@@ -14,8 +14,6 @@ from pathlib import Path
 from fuzz.decoders import Decoder
 from fuzz.messages import authority
 from fuzz.place import place, written
-from smalltalk_node.identity import Identity, NodeFolder
-from smalltalk_node.limits import Limits
 from support.core_world import blob
 from support.tiny_run import write_tiny_corpus
 
@@ -31,6 +29,8 @@ from smalltalk_fed.mixture.package import ExpertEntry, MixtureManifest, RouterEn
 from smalltalk_fed.wire import convert
 from smalltalk_fed.wire.egress_record import entry, read_record, undeclared, uploads
 from smalltalk_fed.wire.token import PREFIX, JoinToken, decode_token, encode_token
+from smalltalk_fed.worksite.identity import Identity, NodeFolder
+from smalltalk_fed.worksite.limits import Limits
 
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 RUN_TOML = b"""

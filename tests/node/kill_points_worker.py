@@ -25,8 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from smalltalk_node.folders import Workplace, expert_folder, unit_folder
-from smalltalk_node.work import do_unit
 from support.tiny_run import tiny_manifest, write_tiny_corpus
 
 from smalltalk_fed.core.units import BlobRef, Unit, UnitKey
@@ -35,6 +33,8 @@ from smalltalk_fed.train import group  # noqa: F401  here, and not in every fork
 from smalltalk_fed.train.checkpoint import Checkpointer
 from smalltalk_fed.train.handing_out import StateWriter
 from smalltalk_fed.train.lineage import Start, note_handed_out, own_training, read_lineage
+from smalltalk_fed.worksite.folders import Workplace, expert_folder, unit_folder
+from smalltalk_fed.worksite.work import do_unit
 
 EVENTS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
 KEY = UnitKey.parse("train_expert/0")

@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from smalltalk_node.identity import NodeFolder
 from smalltalk_node.joining import enrol
 from support.loopback_coordinator import Served
 
 from smalltalk_fed.errors import SmalltalkError, Unauthenticated
 from smalltalk_fed.wire.certificates import CertificateAuthority, key_to_pem, make_key
+from smalltalk_fed.worksite.identity import NodeFolder
 
 SECRET = b"0123456789abcdef"
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # of HTTP/2, empty: a client waits for it before it asks

@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from smalltalk_node.folders import Workplace, forget_passed, unit_folder
-from smalltalk_node.unit_inputs import check_inputs
 from support.node_stage import Stage, ids
 from support.tiny_run import HELDOUT
 
@@ -18,6 +16,8 @@ from smalltalk_fed.mixture.idlists import decode_experts, encode_experts
 from smalltalk_fed.mixture.scores import decode_scores
 from smalltalk_fed.mixture.verdict import expert_finding, router_finding, slice_finding
 from smalltalk_fed.wire.signing import verify_result
+from smalltalk_fed.worksite.folders import Workplace, forget_passed, unit_folder
+from smalltalk_fed.worksite.unit_inputs import check_inputs
 
 SAMPLE = 4242
 

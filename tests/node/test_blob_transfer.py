@@ -12,11 +12,12 @@ import pytest
 from smalltalk_node import transfer
 from smalltalk_node.connection import Connection
 from smalltalk_node.dialling import NoAnswer
-from smalltalk_node.transfer import get_blob, put_blob, ref_of
+from smalltalk_node.transfer import get_blob, put_blob
 from support.loopback_coordinator import PART_BYTES, Loopback
 
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import Malformed, Refused
+from smalltalk_fed.worksite.cache import ref_of
 
 DATA = os.urandom(5 * transfer.PART_BYTES + 17)
 LARGE = os.urandom(24 * transfer.PART_BYTES)  # more than sockets and windows take in

@@ -9,13 +9,13 @@ import grpc
 import pytest
 from smalltalk_node.connection import Connection
 from smalltalk_node.dialling import NoAnswer
-from smalltalk_node.identity import NodeFolder
 from support.loopback_coordinator import Loopback, Served
 
 from smalltalk_fed.errors import Forbidden, Unauthenticated
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire.certificates import certificate_facts, make_request
+from smalltalk_fed.worksite.identity import NodeFolder
 
 DAY_S = 86400.0
 QUESTION = pb.BlobStateRequest(digest=bytes(32))

@@ -12,7 +12,6 @@ import grpc
 import pytest
 from smalltalk_node.connection import Connection
 from smalltalk_node.dialling import Newcomer, NoAnswer
-from smalltalk_node.identity import NodeFolder
 from smalltalk_node.joining import Renewal, enrol
 from support.loopback_coordinator import Loopback, Served, refusing, serving
 
@@ -21,6 +20,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire.certificates import CertificateAuthority, certificate_facts, make_request
+from smalltalk_fed.worksite.identity import NodeFolder
 
 
 def asked(connection: Connection) -> object:

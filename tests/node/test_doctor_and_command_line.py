@@ -9,14 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from smalltalk_node import cli, machine
+from smalltalk_node import cli
 from smalltalk_node.doctor import Finding, examine
-from smalltalk_node.identity import NodeFolder
 from support.loopback_coordinator import Served
 from support.tiny_run import tiny_manifest, write_tiny_corpus
 
 from smalltalk_fed.telemetry.console import run_program
 from smalltalk_fed.wire.token import encode_token
+from smalltalk_fed.worksite import machine
+from smalltalk_fed.worksite.identity import NodeFolder
 
 
 def command(*arguments: object) -> int:

@@ -9,24 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from smalltalk_node.footprint import disk_need, memory_need
-from smalltalk_node.guard import GB, bytes_in
 from support.tiny_run import tiny_manifest, write_tiny_corpus
 
 from smalltalk_fed.core.units import UnitKind
 from smalltalk_fed.mixture.idlists import encode_ids
+from smalltalk_fed.worksite.footprint import disk_need, memory_need
+from smalltalk_fed.worksite.guard import GB, bytes_in
 
 # Does one unit under the limit of memory that the estimate comes to; says what it took.
 CHILD = """
 import json, resource, sys
 from pathlib import Path
-from smalltalk_node.guard import cap_process_memory
+from smalltalk_fed.worksite.guard import cap_process_memory
 cap_process_memory(float(sys.argv[2]))
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.units import Unit, UnitKey
 from smalltalk_fed.data.corpus import TokenCorpus
-from smalltalk_node.folders import Workplace
-from smalltalk_node.work import do_unit
+from smalltalk_fed.worksite.folders import Workplace
+from smalltalk_fed.worksite.work import do_unit
 folder = Path(sys.argv[1])
 manifest = RunManifest.from_bytes((folder / "manifest").read_bytes())
 corpus = TokenCorpus.open(folder / "corpus")

@@ -9,18 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from smalltalk_node import guard as guard_module
-from smalltalk_node.cache import BlobCache
 from smalltalk_node.connection import Connection
-from smalltalk_node.folders import Workplace, unit_folder
-from smalltalk_node.footprint import CACHED_PARAMETERS, CACHED_TOKENS, disk_need
-from smalltalk_node.guard import GB, Guard, Pace, bytes_in
-from smalltalk_node.limits import Limits
 from smalltalk_node.options import Options
 from smalltalk_node.outcomes import WORLD_FAILURES_MAX
 from smalltalk_node.outgoing import Outgoing
 from smalltalk_node.program import Program
-from smalltalk_node.transfer import put_blob, ref_of
+from smalltalk_node.transfer import put_blob
 from support.loopback_coordinator import Served
 from support.node_stage import STOP, Stage, ids
 from support.tiny_run import tiny_manifest
@@ -32,6 +26,12 @@ from smalltalk_fed.errors import WorldError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.train import loop
+from smalltalk_fed.worksite import guard as guard_module
+from smalltalk_fed.worksite.cache import BlobCache, ref_of
+from smalltalk_fed.worksite.folders import Workplace, unit_folder
+from smalltalk_fed.worksite.footprint import CACHED_PARAMETERS, CACHED_TOKENS, disk_need
+from smalltalk_fed.worksite.guard import GB, Guard, Pace, bytes_in
+from smalltalk_fed.worksite.limits import Limits
 
 
 def place_of(corpus: TokenCorpus, folder: Path, disk_bytes: int) -> Workplace:
@@ -190,7 +190,7 @@ def test_a_unit_that_is_paced_gives_the_same_bytes(stage: Stage) -> None:
 
 OVER = """
 import sys
-from smalltalk_node.guard import cap_process_memory
+from smalltalk_fed.worksite.guard import cap_process_memory
 cap_process_memory(float(sys.argv[1]))
 block = bytearray(300_000_000)
 print("allocated")

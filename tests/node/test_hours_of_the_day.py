@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 from smalltalk_node.connection import Connection
-from smalltalk_node.hours import Hours, work_by_hours
-from smalltalk_node.limits import Limits
 from smalltalk_node.options import Options
 from smalltalk_node.program import Program
 from support.node_stage import STOP, Stage, ids
@@ -20,6 +18,8 @@ from support.tiny_run import tiny_manifest
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.errors import UserError
+from smalltalk_fed.worksite.hours import Hours, work_by_hours
+from smalltalk_fed.worksite.limits import Limits
 
 
 def at(text: str) -> datetime:

@@ -6,9 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from smalltalk_node.cache import BlobCache
-from smalltalk_node.folders import Workplace, expert_folder, metrics_folder, unit_folder
-from smalltalk_node.identity import NodeFolder
 from support.tiny_run import tiny_manifest
 
 from smalltalk_fed.config.manifest import RunManifest
@@ -17,6 +14,9 @@ from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Malformed, PeerError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire.values import unit_from_proto
+from smalltalk_fed.worksite.cache import BlobCache
+from smalltalk_fed.worksite.folders import Workplace, expert_folder, metrics_folder, unit_folder
+from smalltalk_fed.worksite.identity import NodeFolder
 
 LEAVING = ("../x", "/etc/x", "..", "a/../..", "router_round/../7", "shard/..", "a\\..\\b", "x\0y")
 

@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from smalltalk_node.cache import BlobCache
-from smalltalk_node.identity import Identity, NodeFolder
 from smalltalk_node.records import NodeStatus, Records
-from smalltalk_node.transfer import ref_of
 
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import UserError
+from smalltalk_fed.worksite.cache import BlobCache, ref_of
+from smalltalk_fed.worksite.identity import Identity, NodeFolder
 
 IDENTITY = Identity("n-1", "box", "a:1", "b:2")
 WITH = (
@@ -64,7 +63,8 @@ def test_file_in_its_place_is_refused(tmp_path: Path) -> None:
 def test_two_processes_don_t_share_a_folder(tmp_path: Path) -> None:
     folder = NodeFolder.open(tmp_path)
     program = (
-        "import sys; from pathlib import Path; from smalltalk_node.identity import NodeFolder\n"
+        "import sys; from pathlib import Path\n"
+        "from smalltalk_fed.worksite.identity import NodeFolder\n"
         "with NodeFolder.open(Path(sys.argv[1])).locked(): print('locked', flush=True); input()"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]

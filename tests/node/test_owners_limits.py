@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 from smalltalk_node import cli
-from smalltalk_node.footprint import disk_need, memory_need
-from smalltalk_node.limits import LIMITS_FILE, Limits, refuse
 from smalltalk_node.options import Options
 from smalltalk_node.program import Program
 from support.node_stage import STOP, Stage
@@ -17,6 +15,8 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import UserError
 from smalltalk_fed.telemetry.console import run_program
+from smalltalk_fed.worksite.footprint import disk_need, memory_need
+from smalltalk_fed.worksite.limits import LIMITS_FILE, Limits, refuse
 
 LARGE = {"hidden": 8192, "layers": 80, "heads": 64}
 

@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from smalltalk_node import work
 from smalltalk_node.program import Options, Program
 from support.loopback_coordinator import Loopback, refusing, serving
 from support.node_stage import KEY, STOP, Answer, Stage, ids
@@ -26,6 +25,7 @@ from smalltalk_fed.mixture.scores import decode_scores
 from smalltalk_fed.wire import convert
 from smalltalk_fed.wire.signing import verify_result
 from smalltalk_fed.wire.tensors import check_weights, expected_llama_tensors
+from smalltalk_fed.worksite import work
 
 # ------------------------------------------------------------------------------------ units
 

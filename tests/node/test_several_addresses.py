@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from smalltalk_node.connection import Connection
 from smalltalk_node.dialling import NoAnswer
-from smalltalk_node.identity import Identity, NodeFolder
 from smalltalk_node.joining import Renewal, learn_addresses
 from support.loopback_coordinator import Served, serving
 from support.node_stage import KEY, STOP, Stage
@@ -23,6 +22,7 @@ from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire import convert
 from smalltalk_fed.wire.certificates import certificate_facts
 from smalltalk_fed.wire.signing import sign_manifest
+from smalltalk_fed.worksite.identity import Identity, NodeFolder
 
 QUESTION = pb.BlobStateRequest(digest=bytes(32))
 

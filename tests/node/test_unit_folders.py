@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from smalltalk_node.folders import (
+from support.tiny_run import tiny_manifest
+
+from smalltalk_fed.core.units import Unit, UnitKey
+from smalltalk_fed.data.corpus import TokenCorpus
+from smalltalk_fed.worksite.folders import (
     Workplace,
     forget_passed,
     forget_run,
@@ -13,10 +17,6 @@ from smalltalk_node.folders import (
     metrics_folder,
     unit_folder,
 )
-from support.tiny_run import tiny_manifest
-
-from smalltalk_fed.core.units import Unit, UnitKey
-from smalltalk_fed.data.corpus import TokenCorpus
 
 UNITS = ("router_round/0/2", "router_round/1/2", "train_seed", "train_expert/0", "train_expert/1")
 

@@ -14,7 +14,7 @@ from smalltalk_node.options import Options
 from smalltalk_node.outgoing import Outgoing
 from smalltalk_node.program import Program
 from smalltalk_node.recording import EgressRecorder
-from smalltalk_node.transfer import put_blob, ref_of
+from smalltalk_node.transfer import put_blob
 from support.loopback_coordinator import Served
 from support.node_stage import STOP, Stage, ids
 
@@ -24,6 +24,7 @@ from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.console import run_program
 from smalltalk_fed.telemetry.ledger import FRAME_BYTES, Ledger
 from smalltalk_fed.wire.egress_record import read_record, undeclared, uploads
+from smalltalk_fed.worksite.cache import ref_of
 
 
 def command(*arguments: object) -> int:

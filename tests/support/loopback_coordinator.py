@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from smalltalk_node.identity import Identity, NodeFolder
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.units import BlobRef, Unit
@@ -35,6 +34,7 @@ from smalltalk_fed.wire.certificates import (
 )
 from smalltalk_fed.wire.limits import WAIT_KEY
 from smalltalk_fed.wire.token import JoinToken
+from smalltalk_fed.worksite.identity import Identity, NodeFolder
 
 PART_BYTES = 64 * 1024
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-from smalltalk_node.identity import NodeFolder
 from smalltalk_node.program import Options, Program
 from support.loopback_coordinator import Served
 from support.tiny_run import tiny_manifest
@@ -20,6 +19,7 @@ from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.mixture.idlists import encode_ids
 from smalltalk_fed.wire import convert
 from smalltalk_fed.wire.signing import SigningKey, sign_manifest, sign_unit
+from smalltalk_fed.worksite.identity import NodeFolder
 
 STOP = msg.Order("the run is finished", stop=True)
 KEY = SigningKey.create()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,24 @@ def write_tiny_corpus(
 
 def tiny_manifest(corpus: TokenCorpus, **changes: dict[str, object]) -> RunManifest:
     """A run of two experts; `changes` are tables of run.toml."""
+    config = RunConfig.model_validate(_tiny_table(changes))
+    return make_manifest(config, corpus.manifest, "run-1", 0)
+
+
+def tiny_toml(corpus: TokenCorpus, **changes: dict[str, object]) -> str:
+    """The same as a run.toml."""
+
+    def lines(name: str, table: dict[str, object]) -> list[str]:
+        inner = {key: value for key, value in table.items() if isinstance(value, dict)}
+        plain = [f"{k} = {json.dumps(v)}" for k, v in table.items() if k not in inner]
+        below = [line for k, v in inner.items() for line in lines(f"{name}.{k}", v)]
+        return [f"[{name}]", *plain, *below]
+
+    sections = [line for name, table in _tiny_table(changes).items() for line in lines(name, table)]
+    return "\n".join(sections) + "\n"
+
+
+def _tiny_table(changes: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
     optimizer = {"learning_rate": 0.01, "clip": 1.0}
     table: dict[str, dict[str, object]] = {
         "run": {"experts": 2, "poll_s": 1.0},
@@ -65,4 +84,4 @@ def tiny_manifest(corpus: TokenCorpus, **changes: dict[str, object]) -> RunManif
     }
     for section, values in changes.items():
         table[section] = table.get(section, {}) | values
-    return make_manifest(RunConfig.model_validate(table), corpus.manifest, "run-1", 0)
+    return table

@@ -6,12 +6,11 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from smalltalk_node.work import Workplace, do_unit
-
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.units import BlobRef, Result, Unit
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.wire.signing import SigningKey, sign_result
+from smalltalk_fed.worksite.work import Workplace, do_unit
 
 Identity = tuple[object, ...]
 

@@ -21,7 +21,7 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.model_config import CONFIG_BYTES_MAX, model_config
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import Refused, TooLarge, WorldError
-from smalltalk_node.folders import (
+from smalltalk_fed.worksite.folders import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     Workplace,
@@ -29,7 +29,7 @@ from smalltalk_node.folders import (
     metrics_folder,
     unit_folder,
 )
-from smalltalk_node.unit_inputs import UnitInputs
+from smalltalk_fed.worksite.unit_inputs import UnitInputs
 
 Output = bytes | Path
 OnProgress = Callable[[float, dict[str, float]], None]

@@ -22,8 +22,8 @@ from datetime import datetime
 from typing import Protocol
 
 from smalltalk_fed.errors import UserError, shown
-from smalltalk_node.machine import WORKER_THREAD
-from smalltalk_node.signals import stop_on_signals
+from smalltalk_fed.worksite.machine import WORKER_THREAD
+from smalltalk_fed.worksite.signals import stop_on_signals
 
 log = logging.getLogger("smalltalk.node")
 

@@ -9,6 +9,7 @@ router that this node trained is in here when its next round begins, and need no
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -16,9 +17,17 @@ from pathlib import Path
 
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import WorldError
-from smalltalk_node.transfer import ref_of
 
 CACHE_BYTES_MAX = 8 << 30
+
+
+def ref_of(name: str, source: bytes | Path) -> BlobRef:
+    """Name, digest and size of bytes or a file."""
+    if isinstance(source, bytes):
+        return BlobRef(name, hashlib.sha256(source).hexdigest(), len(source))
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return BlobRef(name, digest, file.tell())
 
 
 class BlobCache:

@@ -15,8 +15,8 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.units import BlobRef, Unit, UnitKey, UnitKind
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Malformed
-from smalltalk_node.identity import NodeFolder
-from smalltalk_node.limits import Limits
+from smalltalk_fed.worksite.identity import NodeFolder
+from smalltalk_fed.worksite.limits import Limits
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

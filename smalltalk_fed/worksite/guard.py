@@ -17,10 +17,10 @@ from pathlib import Path
 
 from smalltalk_fed.core.units import Unit
 from smalltalk_fed.errors import WorldError
-from smalltalk_node.cache import BlobCache
-from smalltalk_node.folders import Workplace, unit_folder
-from smalltalk_node.footprint import disk_need
-from smalltalk_node.limits import GB
+from smalltalk_fed.worksite.cache import BlobCache
+from smalltalk_fed.worksite.folders import Workplace, unit_folder
+from smalltalk_fed.worksite.footprint import disk_need
+from smalltalk_fed.worksite.limits import GB
 
 MEASURE_S = 5.0
 PAUSE_LEAST_S = 0.02  # shorter ones are saved up: sleeping is not exact

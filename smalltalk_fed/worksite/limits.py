@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.errors import UserError, WorldError, shown
 from smalltalk_fed.wire.secret_files import write_secret
-from smalltalk_node.footprint import disk_need, memory_need
-from smalltalk_node.hours import ALWAYS, Hours
+from smalltalk_fed.worksite.footprint import disk_need, memory_need
+from smalltalk_fed.worksite.hours import ALWAYS, Hours
 
 LIMITS_FILE = "limits.toml"
 GB = 10**9

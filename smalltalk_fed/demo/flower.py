@@ -1,0 +1,128 @@
+"""The command `smalltalk demo-flower`: the demonstration's run over Flower, on this machine.
+
+A SuperLink and SuperNodes run as processes with TLS and node authentication, and Flower starts
+our two apps in them. No dense model, no report: docs/carriers.md says what is compared where.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from smalltalk_fed.data.corpus import LABELS_FILE, SOURCE_FILE, labels_file
+from smalltalk_fed.data.packs import unpack_small
+from smalltalk_fed.demo import recipe
+from smalltalk_fed.demo.children import Children, program, tail
+from smalltalk_fed.demo.federation import Federation
+from smalltalk_fed.demo.folder import DemoFolder, claim
+from smalltalk_fed.demo.recipe import Preset
+from smalltalk_fed.errors import WorldError
+from smalltalk_fed.flower.app_folder import write_app
+
+RUN_LIMIT_S = 4 * 3600.0
+# Every turn over Flower is a process of its own, which costs seconds: few, long rounds.
+QUICK = ("router.rounds=2",)
+
+
+def demo_flower(
+    out: Annotated[Path, typer.Option(help="Folder for the mixture and logs.")] = Path(
+        "demo-flower"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Fixes everything that is random.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, max=16, help="SuperNodes, and experts.")] = 4,
+    preset: Annotated[
+        Preset,
+        typer.Option(help="quick: a few minutes, the machinery alone; full: the demo's run."),
+    ] = "quick",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one key of the run: --set expert.steps=300"),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print flower-history.json, all else to stderr.")
+    ] = False,
+) -> None:
+    """Train a small mixture over Flower: SuperLink, SuperNodes, TLS and node authentication."""
+    console = Console(stderr=as_json, highlight=False)
+    for package in ("flwr", "torch"):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"{package} is not installed", name=package)
+    folder, _ = claim(out)
+    changes = (*(QUICK if preset == "quick" else ()), *(settings or ()))
+    text = recipe.run_toml(preset, seed, nodes, nodes, changes)
+    folder.config.write_text(text, encoding="utf-8")
+    length = recipe.check(folder.config).sequence.length
+    began = time.monotonic()
+    environment = Federation.environment(folder.work)
+    with Children(folder.logs, environment) as children:
+        console.print("Text to tokens ...")
+        prepare(folder, children, length)
+        console.print(f"A SuperLink and {nodes} SuperNodes start ...")
+        federation = Federation(folder.work, children)
+        federation.start()
+        for number in range(1, nodes + 1):
+            name = f"node-{number}"
+            where = {"dir": str(folder.node(number).absolute()), "name": name, "device": "cpu"}
+            corpus = str(folder.node_corpus.absolute())
+            federation.add_node(name, where | {"corpus": corpus})
+        app = write_app(folder.work / "app")
+        run_id = federation.submit(
+            app,
+            run_dir=str(folder.coordinator.absolute()),
+            corpus=str(folder.node_corpus.absolute()),
+            config=str(folder.config.absolute()),
+        )
+        console.print(f"Flower run {run_id} is under way ...")
+        line = federation.wait(run_id, RUN_LIMIT_S)
+        (folder.logs / "flower-run.log").write_text(federation.log(run_id), encoding="utf-8")
+        if line["status"] != "finished:completed":
+            raise WorldError(
+                f"the Flower run ended as {line['status']}.{tail(folder.logs / 'flower-run.log')}"
+            )
+    shutil.copytree(folder.coordinator / "mixture", folder.mixture)
+    history = json.loads((folder.coordinator / "flower-history.json").read_text())
+    (folder.path / "flower-history.json").write_text(json.dumps(history, indent=1) + "\n")
+    folder.remove_work()
+    if as_json:
+        typer.echo(json.dumps(history, indent=1))
+    _say(console, folder, history, time.monotonic() - began)
+
+
+def prepare(folder: DemoFolder, children: Children, length: int) -> None:
+    """The text pack becomes a corpus without labels."""
+    unpack_small(folder.text)
+    children.run(
+        "prepare",
+        [
+            *(program("smalltalk"), "prepare", str(folder.text)),
+            *("--out", str(folder.corpus), "--sequence-tokens", str(length)),
+            *("--vocabulary", str(recipe.VOCABULARY), "--label-field", "domain"),
+            *("--split-field", "split", "--json"),
+        ],
+    )
+    labels = (LABELS_FILE, labels_file("train"), labels_file("heldout"), SOURCE_FILE)
+    shutil.copytree(folder.corpus, folder.node_corpus, ignore=shutil.ignore_patterns(*labels))
+
+
+def _say(console: Console, folder: DemoFolder, history: dict[str, Any], seconds: float) -> None:
+    for number, row in history["rounds"].items():
+        console.print(
+            f"  round {number}: router loss {row['router-loss']:.3f}, "
+            f"{row['displaced-fraction']:.0%} displaced"
+        )
+    found = history["evaluation"] or {}
+    moved = history["bytes"]
+    console.print(
+        f"Held-out perplexity {found.get('suffix_ppl', float('nan')):.2f} of the suffix; "
+        f"{moved['coordination_up'] + moved['coordination_down']:,} bytes of coordination; "
+        f"{seconds:.0f} s in all."
+    )
+    console.print(f"The mixture is in {escape(str(folder.mixture))}.", soft_wrap=True)

@@ -1,0 +1,65 @@
+"""The ClientApp: Flower's messages in, `node_turn` at work, Flower's messages out.
+
+Rules: what a node can't do is an answer with the reason, never an exception: Flower would only
+say that the app crashed. The context is left as it is; what lasts is in the node's folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from smalltalk_fed.errors import SmalltalkError
+from smalltalk_fed.flower import node_turn
+from smalltalk_fed.flower.settings import NodeSettings
+from smalltalk_fed.flower.turns import Order, Question, refusal
+from smalltalk_fed.telemetry import logs
+
+app = ClientApp()
+
+
+@app.query("join")
+def join(message: Message, context: Context) -> Message:
+    """Say who this node is."""
+
+    def act(settings: NodeSettings) -> RecordDict:
+        question = Question.from_records(message.content)
+        return node_turn.introduce(settings, question, time.time()).to_records()
+
+    return _answered(message, context, act)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """A turn of a unit that trains, scores or divides."""
+    return _answered(message, context, lambda settings: _turn(message, settings))
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """A turn of a unit that evaluates an expert."""
+    return _answered(message, context, lambda settings: _turn(message, settings))
+
+
+@app.query("end")
+def end(message: Message, context: Context) -> Message:
+    """The run is over: its checkpoints are not needed any more."""
+    return _answered(message, context, lambda settings: _turn(message, settings))
+
+
+def _turn(message: Message, settings: NodeSettings) -> RecordDict:
+    return node_turn.take_turn(settings, Order.from_records(message.content)).to_records()
+
+
+def _answered(
+    message: Message, context: Context, act: Callable[[NodeSettings], RecordDict]
+) -> Message:
+    logs.set_up()
+    try:
+        records = act(NodeSettings.of(context.node_config, context.run_config))
+    except SmalltalkError as error:
+        records = refusal(str(error))
+    return Message(records, reply_to=message)

@@ -1,0 +1,129 @@
+"""SuperLink and SuperNodes as processes, TLS and node authentication; what kills cost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.flower_runs import events, what_came
+from support.local_run import finish_run, make_run_folder
+from support.tiny_run import tiny_toml
+
+from smalltalk_fed.core.events import UnitAccepted
+from smalltalk_fed.data.corpus import TokenCorpus
+from smalltalk_fed.demo.children import Children
+from smalltalk_fed.demo.federation import Federation
+from smalltalk_fed.flower.app_folder import write_app
+from smalltalk_fed.host.audit import audit
+from smalltalk_fed.host.folder import RunFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+NODES = 4
+TABLES: dict[str, dict[str, object]] = {
+    "audit": {"rate": 0.0},
+    "run": {"nodes_to_start": NODES, "lease_s": 10.0},
+    "expert": {"steps": 2500},
+}
+
+
+@pytest.fixture
+def federation(corpus: TokenCorpus, tmp_path: Path) -> Iterator[Federation]:
+    """Four SuperNodes that wait for a run."""
+    with Children(tmp_path / "logs", Federation.environment(tmp_path)) as children:
+        made = Federation(tmp_path, children)
+        made.start()
+        for number in range(NODES):
+            where = {"dir": str(tmp_path / f"node-{number}"), "corpus": str(corpus.folder)}
+            made.add_node(f"node-{number}", where | {"device": "cpu", "name": f"node-{number}"})
+        yield made
+
+
+@pytest.fixture
+def submit(federation: Federation, corpus: TokenCorpus, tmp_path: Path) -> Callable[[], str]:
+    """Hands the run in, the first time and again."""
+    (tmp_path / "run.toml").write_text(tiny_toml(corpus, **TABLES))
+    app = write_app(
+        tmp_path / "app",
+        run_dir=str(tmp_path / "run"),
+        corpus=str(corpus.folder),
+        config=str(tmp_path / "run.toml"),
+    )
+    return lambda: federation.submit(app)
+
+
+@pytest.fixture
+def native(corpus: TokenCorpus, tmp_path: Path) -> dict[str, object]:
+    folder = make_run_folder(tmp_path / "native", corpus, **TABLES)
+    finish_run(folder, corpus)
+    return what_came(folder)
+
+
+def done(folder: Path) -> list[str]:
+    if not (folder / "journal.sqlite").exists():
+        return []
+    found = [event for event in events(RunFolder.open(folder)) if isinstance(event, UnitAccepted)]
+    return [event.unit_id for event in found]
+
+
+def wait_for(seen: Callable[[], bool], limit_s: float = 300.0) -> None:
+    end = time.monotonic() + limit_s
+    while not seen():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.2)
+
+
+def pids(*words: str) -> list[int]:
+    """Processes whose command line has all of these words, of this test's own making."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if all(word in line for word in words):
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_a_run_over_four_supernodes_is_the_native_one_whatever_is_killed(
+    federation: Federation,
+    submit: Callable[[], str],
+    native: dict[str, object],
+    tmp_path: Path,
+) -> None:
+    """One run, so that the minutes of waiting for Flower are paid once.
+
+    A ServerApp is killed in the middle and handed in again; then a ClientApp in the middle of
+    an expert, and a SuperNode for good.
+    """
+    run, port = tmp_path / "run", str(federation.port)
+    first = submit()
+    wait_for(lambda: len(done(run)) >= 2)
+    for pid in pids("flwr-serverapp", port):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: str(federation.look(first)["status"]).startswith("finished"))
+    before = len(done(run))
+    second = submit()
+    wait_for(lambda: len(done(run)) > before)
+    federation.children.end(federation.supernodes[0])
+    line = federation.wait(second, 600.0)
+    assert line["status"] == "finished:completed", federation.log(second)
+    folder = RunFolder.open(run)
+    assert what_came(folder) == native
+    assert audit(folder).proved
+    assert len(done(run)) == len(set(done(run)))
+    assert "suffix_ppl" in federation.log(second)
+
+
+def test_a_supernode_without_a_registered_key_is_not_let_in(
+    federation: Federation, corpus: TokenCorpus, tmp_path: Path
+) -> None:
+    federation._node_key("stranger")
+    stranger = federation.start_node("stranger", {"dir": str(tmp_path / "s")})
+    wait_for(lambda: stranger.ended, 60.0)
+    assert stranger.process.returncode != 0
