@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from smalltalk_fed.config.run import RunConfig
 
 MAX_SEATS = 1024
+MAX_SEAT_EXPERTS = 64
 
 
 class PrivateSection(Section):
@@ -102,6 +103,13 @@ def problem(config: RunConfig) -> str:
         return ""
     if any(count < 1 for count in counts):
         return "private.experts_of has a seat without experts; give each at least one"
+    if max(counts, default=1) > MAX_SEAT_EXPERTS:
+        return f"private.experts_of has a seat with more than {MAX_SEAT_EXPERTS} experts"
+    if config.expert.collect_every_steps:
+        return (
+            "expert.collect can't be 'every N steps' where text is private: nobody else could go "
+            "on with an expert; say 'final' or 'never'"
+        )
     if counts and sum(counts) != experts:
         return (
             f"private.experts_of has {sum(counts)} experts in all, but run.experts is {experts}; "

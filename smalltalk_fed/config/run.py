@@ -149,6 +149,12 @@ class ExpertSection(Section):
         description="Whether experts' weights travel to the coordinator: 'never', 'final', or "
         "'every N steps', so that another node can go on where a vanished one was.",
     )
+    share: Literal["never", "operator", "public"] = Field(
+        default="public",
+        description="In a private run, who the run asks to have experts' weights: 'never', "
+        "'operator' (the organiser's mixture), or 'public' (the other silos too). An owner can "
+        "allow less, never more.",
+    )
     weights_bytes_max: int = Field(
         default=0, ge=0, description="Largest upload of an expert; 0 = what its shape implies."
     )
