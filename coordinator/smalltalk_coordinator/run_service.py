@@ -16,8 +16,9 @@ from smalltalk_coordinator.gate import Direction, Gate
 from smalltalk_coordinator.uploads import Uploads
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import known
-from smalltalk_fed.core.catalogue import outputs_of, size_limit
+from smalltalk_fed.core.catalogue import size_limit
 from smalltalk_fed.core.handout import handed_out_from, unit
+from smalltalk_fed.core.results import brings
 from smalltalk_fed.core.units import Result, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, Refused, SmalltalkError
 from smalltalk_fed.host.addresses import Addresses
@@ -209,7 +210,7 @@ class RunService(pb_grpc.RunServicer):
         """Whether the run has any use for this blob."""
         state = self._host.coordinator.state
         key = UnitKey.parse(upload.unit_id)
-        if upload.ref.name not in outputs_of(state.manifest, key):
+        if upload.ref.name not in brings(state, key):
             raise Malformed(f"{upload.unit_id} has no output '{upload.ref.name[:40]}'")
         if not state.in_phase(key) and not state.is_finished(key):
             raise Refused(f"{upload.unit_id} is not part of the run's present phase")

@@ -29,6 +29,7 @@ from smalltalk_coordinator.server_certificate import ServerCertificate
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.errors import WorldError
 from smalltalk_fed.host.assemble import assemble_mixture
 from smalltalk_fed.host.blobs import BlobStore
@@ -65,6 +66,8 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
         on_finished=lambda coordinator, blobs: _assemble(folder, coordinator, blobs),
     )
 
+    if is_private(folder.manifest):  # what its nodes read their text with, before they join
+        host.blobs.put("tokenizer", folder.tokenizer())
     gates = make_gates(folder.manifest)
 
     def status() -> dict[str, Any]:

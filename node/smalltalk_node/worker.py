@@ -246,7 +246,8 @@ class Worker:
         for name, source in done.outputs.items():
             ref = ref_of(name, source)
             # Needed again, by this very node if it can be arranged.
-            if name == "parameters" or unit.key.kind is UnitKind.TRAIN_SEED:
+            router = name == "parameters" or name.startswith("router-")
+            if router or unit.key.kind is UnitKind.TRAIN_SEED:
                 self._cache.put(ref, source)
             upload(self._connection, ref, unit.unit_id, source, task.stop)
             outputs.append(ref)

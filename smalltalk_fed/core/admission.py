@@ -64,13 +64,13 @@ def check_join(state: HardState, message: msg.Join) -> Node:
         )
     if len(message.signing_key) != SIGNING_KEY_BYTES:
         raise Malformed("the signing key must be a raw Ed25519 public key of 32 bytes")
-    if is_private(state.manifest):
-        return node  # it has text of its own: `seats` looks at it
+    has = message.capabilities.corpus_digest
+    if not has or is_private(state.manifest):
+        return node  # it only asks what the run is; or has text of its own: `seats` looks at it
     wanted = state.manifest.corpus_digest
-    if message.capabilities.corpus_digest != wanted:
-        has = message.capabilities.corpus_digest[:12] or "none"
+    if has != wanted:
         raise Refused(
-            f"the run trains on the corpus {wanted[:12]}, this node has {has}; prepare or "
+            f"the run trains on the corpus {wanted[:12]}, this node has {has[:12]}; prepare or "
             "copy the run's corpus and name its folder with --corpus"
         )
     return node

@@ -1,8 +1,9 @@
 """A node's process presents itself: its key, its place among earlier processes, its seat.
 
-Rules: everything is checked before anything changes. A process that has presented itself may do
-so again, after a restart of the coordinator, or when it has read its text; what it says of
-itself then counts.
+Rules: everything is checked before anything changes. Who does not say which text it has only
+asks what the run is, gets the manifest with the answer, and is no part of the run: a node says
+nothing of its text before it knows whether the run is private. A process that has presented
+itself may do so again, after a restart of the coordinator.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class Arrivals:
         presence = self._leases.present.get(message.node_id)
         if presence and message.incarnation < presence.incarnation:
             raise self._doubles.older(node.node_id, now, joins=True)
+        if not message.capabilities.corpus_digest:
+            self._out.reply(conversation, msg.Joined(node.node_id, "this is the run"))
+            return
         seat = seats.claim(self._state, message, now) if is_private(self._state.manifest) else None
         if not node.signing_key:
             self._out.emit(ev.NodeJoined(now, node.node_id, message.signing_key.hex()))
@@ -49,8 +53,6 @@ class Arrivals:
                 tokens_per_s=known or message.capabilities.tokens_per_s,
             )
             self._out.decide(f"node {node.node_id} joined", f"it is called '{node.name}'")
-        else:
-            presence.capabilities = message.capabilities
         if seat is not None:
             self._take(seat, node.name)
         self._out.reply(conversation, msg.Joined(node.node_id, self._place(node.node_id)))

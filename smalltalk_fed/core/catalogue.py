@@ -6,6 +6,7 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.private import seat_experts
 from smalltalk_fed.core.units import UnitKey, UnitKind
 
+TOKENIZER_BYTES_MAX = 64 << 20  # of the one that a private run hands to its nodes
 # Units that train for days: who started one has checkpoints worth waiting for.
 LONG = (UnitKind.TRAIN_SEED, UnitKind.TRAIN_EXPERT)
 

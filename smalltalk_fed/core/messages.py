@@ -103,9 +103,8 @@ class Capabilities:
 class Join:
     """An enrolled node's process presents itself. `signing_key`: raw Ed25519 public key.
 
-    In a private run also: which seat it wants (-1: any), and who may have its experts' weights
-    (never, operator, public). A node that has not read its text yet, since it does not know the
-    run's tokenizer, joins with an empty corpus digest first, and takes no seat.
+    With an empty corpus digest it only asks what the run is. In a private run also: which seat it
+    wants (-1: any), and who may have its experts' weights (never, operator, public).
     """
 
     node_id: str

@@ -30,8 +30,6 @@ def claim(state: HardState, message: msg.Join, now: float) -> ev.SeatTaken | Non
     if message.share not in SHARES:
         raise Malformed(f"an expert's weights are shared {', '.join(SHARES)}; nothing else")
     has = message.capabilities
-    if not has.corpus_digest:
-        return None  # it is here to learn the tokenizer
     text = (has.train_sequences, has.heldout_sequences, has.corpus_digest)
     before = seat_taken_by(state, message.node_id)
     if before is None:

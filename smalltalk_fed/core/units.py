@@ -90,8 +90,8 @@ class UnitKey:
                 case ["silo_block", seat, block]:
                     key = cls(UnitKind.SILO_BLOCK, index=_count(block), seat=_count(seat))
                 case ["count", seat, block, turn]:
-                    where = {"index": _count(block), "seat": _count(seat), "turn": _count(turn)}
-                    key = cls(UnitKind.COUNT, **where)
+                    where = (_count(seat), _count(turn))
+                    key = cls(UnitKind.COUNT, -1, _count(block), "", *where)
                 case ["evaluate_silo", seat]:
                     key = cls(UnitKind.EVALUATE_SILO, seat=_count(seat))
                 case _:

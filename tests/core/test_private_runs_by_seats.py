@@ -39,8 +39,11 @@ def test_the_run_begins_when_every_seat_is_taken(world: World) -> None:
 
 
 def test_a_node_without_its_text_takes_no_seat_until_it_has_read_it(world: World) -> None:
+    before = len(world.journal)
     node = silo(world, "a", text=(0, 0, "")).join()
     assert taken(world) == {}
+    assert len(world.journal) == before + 2  # its invitation, and that it enrolled
+    assert node.node_id not in world.coordinator.leases.present
     node.text = (20, 6, "a" * 64)
     node.join()
     assert taken(world) == {0: node.node_id}

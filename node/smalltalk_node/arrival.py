@@ -1,0 +1,145 @@
+"""How a node's process comes into its run: what the run is, its text made ready, presented.
+
+Rules: nothing is said of this node's text before it is known whether the run is private, which
+the signed manifest says; of a silo's text only counts and a keyed digest are told. The corpus of
+a shared run must be the one that the manifest names. Whoever joins again, since the coordinator
+was restarted, says the same as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS, RunManifest
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.silo_book import is_private
+from smalltalk_fed.data.corpus import TokenCorpus
+from smalltalk_fed.errors import DataError, PeerError, SlowDown, WorldError
+from smalltalk_fed.wire.convert import Welcome
+from smalltalk_node import machine
+from smalltalk_node.connection import Connection
+from smalltalk_node.identity import NodeFolder
+from smalltalk_node.joining import (
+    check_corpus,
+    corpus_bytes,
+    join_patiently,
+    learn_addresses,
+    open_corpus,
+    signed_manifest,
+    text_path,
+)
+from smalltalk_node.options import Options
+from smalltalk_node.silo_text import is_corpus, open_silo, text_digest
+
+MANIFEST_FILE = "manifest.json"
+
+Wait = Callable[[WorldError | SlowDown, float], None]
+
+
+class Arrival:
+    """One process's way in: `learn` what the run is, `present` itself, `join` again."""
+
+    def __init__(self, folder: NodeFolder, options: Options, incarnation: int) -> None:
+        """Raises DataError: there is no text at the path, or it is no whole corpus."""
+        self._folder, self._options, self._incarnation = folder, options, incarnation
+        self._path = text_path(folder, options.corpus)
+        self._corpus: TokenCorpus | None = None
+        if is_corpus(self._path) or not self._path.exists():
+            self._corpus = open_corpus(folder, self._path)
+        self._manifest = _shared_manifest(folder)  # None: look first what the run is
+        self._machine = machine.probe(folder.path, options.device, options.threads)
+
+    @property
+    def corpus(self) -> TokenCorpus:
+        """The run's text on this machine. Raises DataError before it is known."""
+        if self._corpus is None:
+            raise DataError(f"the text in {self._path} is not made ready yet.")
+        return self._corpus
+
+    @property
+    def path(self) -> Path:
+        """Where the corpus, or the text, is."""
+        return self._path
+
+    def learn(self, connection: Connection, wait: Wait, tokens_per_s: float) -> RunManifest:
+        """What the run is; in a run on shared text this presents the process as well.
+
+        Raises:
+            PeerError: refused, with the reason; or the manifest can't be trusted.
+            DataError: the corpus at hand is not the run's.
+        """
+        identity = self._folder.identity()
+        looked = self._manifest is None
+        welcome = self._ask(connection, wait, tokens_per_s)
+        manifest = signed_manifest(welcome, identity)
+        if not is_private(manifest):
+            if self._corpus is None:
+                self._corpus = open_corpus(self._folder, self._path)
+            check_corpus(manifest, self._corpus)
+        connection.trust(welcome.coordinator_key, manifest.run_id)
+        self._folder.remember(
+            run_id=manifest.run_id,
+            coordinator_key=welcome.coordinator_key.hex(),
+            corpus=str(self._path),
+        )
+        self._folder.file(MANIFEST_FILE).write_bytes(welcome.manifest)
+        self._manifest = manifest
+        self._presented = not looked
+        return manifest
+
+    def present(self, connection: Connection, wait: Wait, tokens_per_s: float) -> None:
+        """Make a silo's text ready, and say that this process is here, if it was not said yet.
+
+        Raises:
+            PeerError: refused, with the reason.
+            DataError: the text can't be used.
+        """
+        if self._presented or self._manifest is None:
+            return
+        if is_private(self._manifest):
+            self._corpus = open_silo(self._folder, self._path, self._manifest, connection)
+        self.join(connection, wait, tokens_per_s)
+
+    def join(self, connection: Connection, wait: Wait, tokens_per_s: float) -> None:
+        """Present this process; waits for a coordinator that is not there.
+
+        Raises:
+            PeerError: refused, with the reason.
+        """
+        self._ask(connection, wait, tokens_per_s)
+
+    def _ask(self, connection: Connection, wait: Wait, tokens_per_s: float) -> Welcome:
+        join = msg.Join(
+            connection.node_id,
+            self._incarnation,
+            PROTOCOL_VERSIONS[-1],
+            self._folder.signing_key().public_bytes,
+            self._said(tokens_per_s),
+            self._options.seat,
+            self._options.limits.weights,
+        )
+        welcome = join_patiently(connection, join, wait)
+        learn_addresses(self._folder, connection, welcome)
+        return welcome
+
+    def _said(self, tokens_per_s: float) -> msg.Capabilities:
+        """What is told of this machine and its text."""
+        if self._manifest is None or self._corpus is None:
+            return machine.capabilities(self._machine, "", 0, tokens_per_s)
+        if not is_private(self._manifest):
+            size = corpus_bytes(self._corpus)
+            return machine.capabilities(self._machine, self._corpus.digest, size, tokens_per_s)
+        digest = text_digest(self._folder.signing_key(), self._corpus)
+        sequences = (len(self._corpus.train), len(self._corpus.heldout))
+        return machine.capabilities(self._machine, digest, 0, tokens_per_s, sequences)
+
+
+def _shared_manifest(folder: NodeFolder) -> RunManifest | None:
+    """The manifest of an earlier start, if its run is on shared text."""
+    path = folder.file(MANIFEST_FILE)
+    try:
+        manifest = RunManifest.from_bytes(path.read_bytes())
+    except (OSError, PeerError):
+        return None
+    return None if is_private(manifest) else manifest
