@@ -134,7 +134,7 @@ class RunManifest(BaseModel):
 
         Slices differ by at most one sequence, so that none is too small to balance.
         """
-        count = self.shard_count
+        count = self.shard_count or 1  # a private run may have no public text
         return (
             index * self.train_sequences // count,
             (index + 1) * self.train_sequences // count,

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 BIN = Path(sys.executable).parent
 WAIT_S = 120.0
@@ -151,10 +151,19 @@ class Deployment:
         return found
 
 
+Made = TypeVar("Made", bound=Deployment)
+
+
 @contextlib.contextmanager
 def deployment(folder: Path, corpus: Path, settings: dict[str, object]) -> Iterator[Deployment]:
     """A deployment whose children are gone at the end."""
-    made = Deployment(folder, corpus, settings)
+    with ending(Deployment(folder, corpus, settings)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def ending(made: Made) -> Iterator[Made]:
+    """End the children of a deployment, however it went."""
     try:
         yield made
     finally:

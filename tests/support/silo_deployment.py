@@ -1,0 +1,79 @@
+"""A private run on loopback: silos as processes, each with a text file of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.deployment import SMALL_RUN, Deployment, ending, free_port, good
+
+from smalltalk_fed.data.corpus import TokenCorpus
+from smalltalk_fed.data.packs import unpack_small
+
+# Seat -> the domains whose text its silo has; the last one hosts two experts.
+SILOS = {"a": ("python",), "b": ("scripture",), "c": ("german", "c")}
+DOCUMENTS = 14
+SETTINGS: dict[str, object] = {
+    **SMALL_RUN,
+    "run.regime": "private",
+    "run.experts": 4,
+    "private.experts_of": [1, 1, 2],
+    "private.exchange_rounds": 2,
+    "private.price_rounds": 2,
+    "private.count_floor": 2,
+    "private.heldout_sequences_min": 2,
+}
+
+
+class SiloDeployment(Deployment):
+    """`corpus` is the corpus whose tokenizer the run uses; the nodes have texts instead."""
+
+    def init(self, run_port: int = 0, enrol_port: int = 0) -> None:
+        """`smalltalk-coordinator init` with a tokenizer."""
+        self.run_port, self.enrol_port = run_port or free_port(), enrol_port or free_port()
+        good(
+            "smalltalk-coordinator", "init", self.run, "--tokenizer", self.corpus / "tokenizer",
+            "--run-address", f"{self.host}:{self.run_port}",
+            "--enrol-address", f"{self.host}:{self.enrol_port}", *self.sets(),
+        )  # fmt: skip
+
+    def silo(self, name: str, seat: int, *more: object) -> None:
+        """`smalltalk-node run` with the silo's own text, in the background."""
+        self.start(
+            name, "smalltalk-node", "run", "--dir", self.folder / name,
+            "--corpus", self.folder / f"{name}.jsonl", "--seat", seat, "--threads", 1,
+            "--record-egress", self.folder / f"{name}.egress", *more,
+        )  # fmt: skip
+
+    def text_of(self, name: str) -> TokenCorpus:
+        """A silo's tokens, as its node made them."""
+        (made,) = (self.folder / name / "text").iterdir()
+        return TokenCorpus.open(made)
+
+
+def write_texts(folder: Path, planted: str) -> Path:
+    """A text file a silo, a sentence planted in each; returns a corpus with the tokenizer."""
+    pack = unpack_small(folder / "pack")
+    for name, domains in SILOS.items():
+        lines = []
+        for domain in domains:
+            documents = map(json.loads, (pack / f"{domain}.jsonl").read_text().splitlines())
+            lines += [{"text": each["text"]} for each in list(documents)[:DOCUMENTS]]
+        text = lines[1]["text"]
+        lines[1]["text"] = f"{text[:200]} {planted} {text[200:]}"
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    good(
+        "smalltalk", "prepare", pack / "dictionary.jsonl", "--out", folder / "public",
+        "--sequence-tokens", 64, "--vocabulary", 300,
+    )  # fmt: skip
+    return folder / "public"
+
+
+@contextmanager
+def silos(folder: Path, planted: str, **settings: object) -> Iterator[SiloDeployment]:
+    """A private deployment whose texts are written and whose children are gone at the end."""
+    corpus = write_texts(folder, planted)
+    with ending(SiloDeployment(folder, corpus, SETTINGS | settings)) as made:
+        yield made
