@@ -103,6 +103,22 @@ def prices_job(state: HardState) -> PricesJob | None:
     )
 
 
+def may_read(state: HardState, node_id: str, digest: str) -> bool:
+    """Whether a node may have a blob: not another silo's counts, nor weights that aren't public."""
+    for accepted in state.finished.values():
+        if accepted.node_id == node_id or all(ref.digest != digest for ref in accepted.outputs):
+            continue
+        key = UnitKey.parse(accepted.unit_id)
+        if key.kind is UnitKind.TRAIN_EXPERT and share_of(state, key.expert) == "public":
+            return True
+        if key.kind is not UnitKind.SILO_BLOCK:
+            return any(
+                own.node_id == node_id and any(ref.digest == digest for ref in own.outputs)
+                for own in state.finished.values()
+            )
+    return True
+
+
 def unchanged_routers(state: HardState, key: UnitKey, outputs: tuple[BlobRef, ...]) -> bool:
     """Whether a block brings a router that the one before had brought, as of a frozen node."""
     before = state.finished.get(replace(key, index=key.index - 1).unit_id)

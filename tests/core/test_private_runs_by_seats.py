@@ -282,6 +282,28 @@ def test_only_public_experts_go_to_other_silos(world: World) -> None:
     assert names == ["weights-0"]
 
 
+def test_what_is_not_public_is_for_its_own_node_alone(world: World) -> None:
+    shares = {"a": "public", "b": "operator", "c": "never"}
+    nodes = [silo(world, name, share=share).join() for name, share in shares.items()]
+    work(world, nodes, "finished")
+    state = world.coordinator.state
+
+    def readers(unit_id: str) -> list[str]:
+        refs = state.finished[unit_id].outputs
+        every = [
+            node.name
+            for node in nodes
+            if all(silos.may_read(state, node.node_id, ref.digest) for ref in refs)
+        ]
+        assert refs
+        return every
+
+    assert readers("train_expert/0") == ["a", "b", "c"]
+    assert readers("train_expert/1") == ["b"]
+    assert readers("count/1/2/2") == ["b"]
+    assert readers("silo_block/1/2") == ["a", "b", "c"]
+
+
 # ------------------------------------------------------------------------------ hard state
 
 
