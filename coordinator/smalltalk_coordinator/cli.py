@@ -72,11 +72,13 @@ def init(
     where = Addresses.of(run_address or [RUN_ADDRESS], enrol_address or [ENROL_ADDRESS])
     text = config.read_text(encoding="utf-8") if config else "# the defaults\n"
     text += "".join(f"# --set {setting}\n" for setting in settings or ())
-    wanted, given = (tokenizer, corpus) if parsed.run.regime == "private" else (corpus, tokenizer)
-    if wanted is None or given is not None:
-        needs = "--tokenizer and no --corpus" if wanted is tokenizer else "--corpus"
-        raise UserError(f'a run with run.regime = "{parsed.run.regime}" is made with {needs}.')
-    run = RunFolder.create(folder, parsed, text, wanted, where, SystemClock().now())
+    given = [path for path in (corpus, tokenizer) if path is not None]
+    if len(given) != 1 or (tokenizer and parsed.run.regime != "private"):
+        raise UserError(
+            "a run is made with --corpus; where run.regime is 'private', that is its public text, "
+            "or --tokenizer stands in its place."
+        )
+    run = RunFolder.create(folder, parsed, text, given[0], where, SystemClock().now())
     typer.echo(f"run {run.manifest.run_id} is in {folder}; next:", err=True)
     typer.echo(f"  {NAME} serve {folder}\n  {NAME} invite {folder}", err=True)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS, RunManifest
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.silo_book import is_private
+from smalltalk_fed.core.silo_book import has_public_text, is_private
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import DataError, PeerError, SlowDown, WorldError
 from smalltalk_fed.wire.convert import Welcome
@@ -32,7 +32,7 @@ from smalltalk_node.joining import (
 from smalltalk_node.options import Options
 from smalltalk_node.silo_text import is_corpus, open_silo, text_digest
 
-MANIFEST_FILE = "manifest.json"
+MANIFEST_FILE, PUBLIC_STAMP = "manifest.json", "public-verified"
 
 Wait = Callable[[WorldError | SlowDown, float], None]
 
@@ -47,6 +47,7 @@ class Arrival:
         self._corpus: TokenCorpus | None = None
         if is_corpus(self._path) or not self._path.exists():
             self._corpus = open_corpus(folder, self._path)
+        self._public: TokenCorpus | None = None
         self._manifest = _shared_manifest(folder)  # None: look first what the run is
         self._machine = machine.probe(folder.path, options.device, options.threads)
 
@@ -58,9 +59,9 @@ class Arrival:
         return self._corpus
 
     @property
-    def path(self) -> Path:
-        """Where the corpus, or the text, is."""
-        return self._path
+    def public(self) -> TokenCorpus | None:
+        """The public text of a private run that has some."""
+        return self._public
 
     def learn(self, connection: Connection, wait: Wait, tokens_per_s: float) -> RunManifest:
         """What the run is; in a run on shared text this presents the process as well.
@@ -98,6 +99,8 @@ class Arrival:
         if self._presented or self._manifest is None:
             return
         if is_private(self._manifest):
+            if has_public_text(self._manifest):
+                self._public = self._open_public(self._manifest)
             self._corpus = open_silo(self._folder, self._path, self._manifest, connection)
         self.join(connection, wait, tokens_per_s)
 
@@ -108,6 +111,16 @@ class Arrival:
             PeerError: refused, with the reason.
         """
         self._ask(connection, wait, tokens_per_s)
+
+    def _open_public(self, manifest: RunManifest) -> TokenCorpus:
+        known = self._folder.identity().public
+        path = self._options.public or (Path(known) if known else None)
+        if path is None:
+            raise DataError("the run has public text beside yours; name its folder with --public.")
+        public = open_corpus(self._folder, path.absolute(), PUBLIC_STAMP)
+        check_corpus(manifest, public)
+        self._folder.remember(public=str(path.absolute()))
+        return public
 
     def _ask(self, connection: Connection, wait: Wait, tokens_per_s: float) -> Welcome:
         join = msg.Join(

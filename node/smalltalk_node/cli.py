@@ -136,6 +136,12 @@ def run(
             show_default="never",
         ),
     ] = None,
+    public: Annotated[
+        Path | None,
+        typer.Option(
+            help="Corpus folder of a private run's public text, if it has some; remembered."
+        ),
+    ] = None,
     seat: Annotated[
         int, typer.Option(min=-1, help="In a private run, the seat to take; -1: any.")
     ] = -1,
@@ -173,7 +179,7 @@ def run(
         if limits != Limits.load(place.path):
             limits.save(place.path)
         recorder = EgressRecorder(record_egress) if record_egress else None
-        options = Options(corpus, device, threads, limits, recorder, seat)
+        options = Options(corpus, device, threads, limits, recorder, seat, public)
         if not options.on_gpu:
             cap_process_memory(limits.memory_gb)
         reason = work_by_hours(Hours.parse(limits.hours), lambda: Program(place, options))

@@ -25,7 +25,7 @@ METRICS, SCORES = "metrics", "scores"
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where and with what this node works."""
+    """Where and with what this node works; `corpus` is the run's, or this silo's own text."""
 
     manifest: RunManifest
     corpus: TokenCorpus
@@ -33,6 +33,7 @@ class Workplace:
     experts: Path  # of finished experts
     device: str  # as given: auto, cpu, cuda, ...
     limits: Limits = Limits()
+    public: TokenCorpus | None = None  # in a private run that has public text
 
     @classmethod
     def inside(
@@ -42,10 +43,11 @@ class Workplace:
         corpus: TokenCorpus,
         device: str,
         limits: Limits = Limits(),
+        public: TokenCorpus | None = None,
     ) -> Workplace:
         """The places of a node's folder, made if they are not there."""
         work, experts = folder.place("work"), folder.place("experts")
-        return cls(manifest, corpus, work, experts, device, limits)
+        return cls(manifest, corpus, work, experts, device, limits, public)
 
 
 def unit_folder(place: Workplace, unit: Unit) -> Path:

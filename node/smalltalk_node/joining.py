@@ -81,14 +81,14 @@ def text_path(folder: NodeFolder, path: Path | None) -> Path:
     return path.absolute()
 
 
-def open_corpus(folder: NodeFolder, path: Path) -> TokenCorpus:
-    """Open the corpus at `path`; digests are checked once.
+def open_corpus(folder: NodeFolder, path: Path, stamp_file: str = STAMP_FILE) -> TokenCorpus:
+    """Open the corpus at `path`; digests are checked once, which `stamp_file` remembers.
 
     Raises:
         DataError: it is not a whole corpus.
     """
     corpus = TokenCorpus.open(path)
-    stamp, seen = folder.file(STAMP_FILE), _appearance(corpus)
+    stamp, seen = folder.file(stamp_file), _appearance(corpus)
     if not stamp.exists() or stamp.read_text() != seen:
         log.info("reading the corpus through, once: %s", path)
         corpus = TokenCorpus.open(path, verify=True)

@@ -94,7 +94,9 @@ class Program:
                 device, limits = self._options.compute_device, self._options.limits
                 corpus = self._arrival.corpus
                 worker = Worker(
-                    Workplace.inside(self._folder, manifest, corpus, device, limits),
+                    Workplace.inside(
+                        self._folder, manifest, corpus, device, limits, self._arrival.public
+                    ),
                     BlobCache(self._folder.place("cache")),
                     self._connection,
                     self._folder.signing_key(),

@@ -94,6 +94,9 @@ class SiloWork:
         )
         if len(self.unit.weights) != self._manifest.experts:
             raise Malformed(f"{self.unit.unit_id} came without the experts' parts of all text")
+        public, ids = self.place.public, None
+        if public is not None:
+            ids = self.inputs.ids("segment")
         weights, figures = train_silo_expert(
             self._manifest,
             self.place.corpus,
@@ -101,6 +104,8 @@ class SiloWork:
             segments[expert],
             self.unit.weights[expert],
             unit_folder(self.place, self.unit),
+            public=public.train if public is not None else None,
+            public_ids=ids,
             device=self.device,
             on_progress=self.on_progress,
             should_stop=self.should_stop,

@@ -143,7 +143,7 @@ class _Work:
         heldout = self.unit.key.index == HELDOUT
         result = shard(
             self.manifest,
-            self.place.corpus,
+            self.place.public or self.place.corpus,
             self.inputs.routers(),
             self.unit.key.index,
             weights=self.unit.weights,

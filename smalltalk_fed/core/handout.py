@@ -139,7 +139,7 @@ def handed_out_from(state: HardState, key: UnitKey, step: int) -> bool:
 
 def holder(state: HardState, key: UnitKey) -> str | None:
     """The node that has this unit's large input at hand: it did the work before."""
-    if is_private(state.manifest):
+    if pinned(state, key) and is_private(state.manifest):
         return seats.node_of(state, key)
     started = state.started.get(key.unit_id)
     if started is not None:
@@ -176,5 +176,5 @@ def holders(state: HardState) -> set[str]:
 def pinned(state: HardState, key: UnitKey) -> bool:
     """Whether only the holder can do this unit: its text, or the expert, never left its node."""
     if is_private(state.manifest):
-        return True
+        return key.kind is not UnitKind.SHARD  # of the public text
     return key.kind is UnitKind.EVALUATE and not state.manifest.config.expert.collects

@@ -26,7 +26,7 @@ def next_job(state: HardState) -> Job | None:
     for unit_id in state.to_judge:
         if state.in_phase(UnitKey.parse(unit_id)):
             return judge_job(state, state.audits[unit_id])
-    if is_private(state.manifest):
+    if is_private(state.manifest) and (state.phase is Phase.ROUTING or state.divided):
         return prices_job(state)
     if state.phase is Phase.ROUTING and state.round == 0:
         return AssignJob("assign/1", 1)

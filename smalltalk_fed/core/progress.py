@@ -28,7 +28,7 @@ def next_step(state: HardState) -> tuple[Trigger, str] | None:
             last = state.moves[-1]
             why = f"{last.block} blocks of rounds done, {last.turn + 1} counts after the last"
             return Trigger.ROUTERS_DONE, why
-        case Phase.SHARDING if is_private(state.manifest):
+        case Phase.SHARDING if state.divided and state.segments is None:
             return Trigger.SEGMENTS_MADE, "every silo divides its own text"
         case Phase.SHARDING if state.segments is not None:
             return Trigger.SEGMENTS_MADE, "every training sequence has its expert"

@@ -31,6 +31,11 @@ def is_private(manifest: RunManifest) -> bool:
     return manifest.config.run.regime == "private"
 
 
+def has_public_text(manifest: RunManifest) -> bool:
+    """Whether a private run has a public corpus beside its silos' own texts."""
+    return is_private(manifest) and manifest.train_sequences > 0
+
+
 def block_count(manifest: RunManifest) -> int:
     """X: blocks of EM rounds between two exchanges of routers."""
     return -(-manifest.config.router.rounds // manifest.config.private.exchange_rounds)

@@ -54,7 +54,11 @@ def unit(state: HardState, key: UnitKey) -> Unit:
         case UnitKind.TRAIN_EXPERT:
             own = seat_experts(state.manifest.config)[seat_of(state.manifest.config, key.expert)]
             inputs = tuple(router(state, e, last) for e in own)
+            if state.segments is not None:
+                inputs += (named("segment", state.segments.segments[key.expert]),)
             return Unit(key, inputs, weights=text_shares(state))
+        case UnitKind.SHARD:
+            return Unit(key, routers(state, last))
         case UnitKind.EVALUATE_SILO:
             inputs = (*routers(state, last), *public_experts(state, key.seat))
             return Unit(key, inputs, prices=prices(state))

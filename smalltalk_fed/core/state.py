@@ -193,8 +193,11 @@ class HardState:
 
     @property
     def divided(self) -> bool:
-        """Whether every expert's text is settled; silos divide theirs themselves."""
-        return self.segments is not None or silo_book.is_private(self.manifest)
+        """Whether every expert's text is settled; silos divide their own themselves."""
+        if self.segments is not None:
+            return True
+        private = silo_book.is_private(self.manifest)
+        return private and not silo_book.has_public_text(self.manifest)
 
     @property
     def waits_for_audits(self) -> bool:
@@ -228,7 +231,7 @@ class HardState:
             case Phase.SHARDING:
                 for index in range(self.manifest.shard_count):
                     yield UnitKey(UnitKind.SHARD, index=index)
-                if self.manifest.heldout_sequences:
+                if self.manifest.heldout_sequences and not private:
                     yield UnitKey(UnitKind.SHARD, index=HELDOUT)
             case Phase.TRAINING if self.divided:
                 seed = UnitKey(UnitKind.TRAIN_SEED)
@@ -249,7 +252,8 @@ class HardState:
             case UnitKind.ROUTER_ROUND:
                 ours = phase is Phase.ROUTING and key.index == self.round > 0
             case UnitKind.SHARD if key.index == HELDOUT:
-                return phase is Phase.SHARDING and self.manifest.heldout_sequences > 0
+                routed = self.manifest.heldout_sequences and not silo_book.is_private(self.manifest)
+                return phase is Phase.SHARDING and bool(routed)
             case UnitKind.SHARD:
                 return phase is Phase.SHARDING and 0 <= key.index < self.manifest.shard_count
             case UnitKind.TRAIN_SEED:

@@ -141,12 +141,13 @@ def _manifest(
 
 
 def _sequences(state: HardState, expert: int) -> int:
-    """Training sequences of an expert's segment; of a silo's, an even part of all that it has."""
-    if state.segments is not None:
-        return int(state.segments.figures[f"load_{expert}"])
+    """Training sequences of an expert's segment; of a silo an even part of its text is one, too."""
+    shared = int(state.segments.figures[f"load_{expert}"]) if state.segments else 0
+    if not is_private(state.manifest):
+        return shared
     config = state.manifest.config
     seat = seat_of(config, expert)
-    return state.seats[seat].train_sequences // len(seat_experts(config)[seat])
+    return shared + state.seats[seat].train_sequences // len(seat_experts(config)[seat])
 
 
 def _overlap(state: HardState) -> str:

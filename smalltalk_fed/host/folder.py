@@ -65,7 +65,7 @@ class RunFolder:
     ) -> RunFolder:
         """Make the folder, its authority, keys and manifest.
 
-        `text`: the corpus folder of a run on shared text, the tokenizer of a private one.
+        `text`: a corpus folder, or for a private run without public text a tokenizer.
 
         Raises:
             UserError: the folder is not empty, or text and configuration don't fit.
@@ -79,7 +79,8 @@ class RunFolder:
             shutil.rmtree(making, ignore_errors=True)
             making.mkdir(parents=True, mode=0o700)
             (making / "run.toml").write_text(config_text, encoding="utf-8")
-            take = _take_tokenizer if config.run.regime == "private" else _take_corpus
+            corpus = (text / "corpus.json").exists() or config.run.regime != "private"
+            take = _take_corpus if corpus else _take_tokenizer
             manifest = take(making, config, text, run_id, int(now))
             (making / "manifest.json").write_bytes(manifest.to_bytes())
             addresses.save(making / ADDRESSES_FILE)
@@ -186,9 +187,13 @@ class RunFolder:
 def _take_corpus(
     making: Path, config: RunConfig, corpus_folder: Path, run_id: str, now: int
 ) -> RunManifest:
-    """What a run on shared text keeps of its corpus: its manifest and its tokenizer."""
+    """What a run keeps of its corpus, shared or public: its manifest and its tokenizer."""
     corpus = read_corpus_manifest(corpus_folder)
-    manifest = make_manifest(config, corpus, run_id, now)
+    if config.run.regime == "private":
+        words = (corpus.tokenizer_sha256, corpus.vocabulary)
+        manifest = make_private_manifest(config, *words, run_id, now, corpus)
+    else:
+        manifest = make_manifest(config, corpus, run_id, now)
     tokenizer = plain(corpus_folder, "tokenizer")
     only_plain(tokenizer)
     if not (tokenizer / TOKENIZER_FILE).exists():

@@ -17,7 +17,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.catalogue import size_limit
-from smalltalk_fed.core.silo_book import is_private
+from smalltalk_fed.core.silo_book import has_public_text, is_private
 from smalltalk_fed.errors import OurError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire import values
@@ -120,7 +120,8 @@ BLOBS: dict[str, tuple[str, str, str]] = {
                    "4 bytes a parameter"),
     "scores": ("router_round: every round but the last",
                "one log-likelihood of each sequence's prefix, to 1/32 nat", "2 bytes a sequence"),
-    "experts": ("shard: once for each slice", "the expert's number for each sequence",
+    "experts": ("shard: once for each slice of the run's corpus; in a private run that is the "
+                "public text", "the expert's number for each sequence",
                 "1 or 2 bytes a sequence"),
     "audit": ("audit: once", "log-likelihoods of a small sample of sequences under another "
               "node's router or expert, to 1/32 nat", "2 bytes a score"),
@@ -240,7 +241,7 @@ def may_leave(manifest: RunManifest, name: str, weights: str = "public") -> bool
     the owner allows it, in a private run) or has a seed model, that has no config of its own.
     """
     if name in (_SHARED if is_private(manifest) else _PRIVATE):
-        return False
+        return name == "experts" and has_public_text(manifest)
     expert = manifest.config.expert
     if name not in ("config", "weights"):
         return True

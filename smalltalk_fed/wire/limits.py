@@ -157,7 +157,7 @@ def unit_bytes_down(manifest: RunManifest) -> int:
     training = 2 * weights + 16 + 8 * all_ids  # a seed, the state part-way and the segment
     judging = weights + sharding + 16 + 8 * all_ids  # an opinion on an expert
     if is_private(manifest):  # every router, and every expert that others may have
-        return sharding + weights * manifest.experts
+        return sharding + weights * manifest.experts + 16 + 8 * all_ids
     return max(routing, training, judging)
 
 

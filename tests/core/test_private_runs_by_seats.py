@@ -232,6 +232,53 @@ def test_counts_that_cannot_be_used_are_asked_for_again(world: World) -> None:
     work(world, nodes, "finished")
 
 
+# ---------------------------------------------------------------------------- public text
+
+
+def test_public_text_is_divided_by_all_routers_before_the_experts_train() -> None:
+    world = World(private_manifest(public_sequences=25))
+    nodes = three_silos(world)
+    work(world, nodes, "sharding")
+    shards = [f"shard/{index}" for index in range(3)]  # of ten sequences; none of held-out text
+    assert [key.unit_id for key in world.coordinator.state.open] == shards
+    work(world, nodes, "training")
+    assert isinstance(world.asked_for[-1], msg.SegmentsJob)
+    nodes[2].poll()
+    assert nodes[2].unit
+    names = [ref.name for ref in nodes[2].unit.inputs]
+    assert names == ["router-2", "router-3", "segment"]
+    work(world, nodes, "finished")
+
+
+def test_any_silo_divides_a_slice_of_public_text() -> None:
+    world = World(private_manifest(public_sequences=25))
+    nodes = three_silos(world)
+    work(world, nodes, "sharding")
+    for node in nodes:
+        node.look() or node.poll()
+    given = [node.unit for node in nodes if node.unit]
+    assert {unit.unit_id for unit in given} == {f"shard/{index}" for index in range(3)}
+    for unit in given:
+        assert [ref.name for ref in unit.inputs] == [f"router-{e}" for e in range(4)]
+    left = nodes[0].unit
+    world.ask(msg.Leave(nodes[0].node_id, nodes[0].incarnation))
+    nodes[1].done()  # and gets the one that is free again
+    assert nodes[1].unit == left
+
+
+def test_lost_segments_of_public_text_are_made_again() -> None:
+    world = World(private_manifest(public_sequences=25))
+    nodes = three_silos(world)
+    work(world, nodes, "training")
+    segments = world.coordinator.state.segments
+    assert segments
+    lost = segments.segments[0].digest
+    world._settle(world.coordinator.blob_damaged(lost, "damaged", world.now))
+    assert isinstance(world.asked_for[-1], msg.SegmentsJob)
+    assert world.coordinator.state.segments
+    work(world, nodes, "finished")
+
+
 # ------------------------------------------------------------------ owners, and what stays
 
 

@@ -7,13 +7,13 @@ from typing import Any
 from support.core_world import FakeNode, World
 
 from smalltalk_fed.config.loading import parse_config
-from smalltalk_fed.config.manifest import RunManifest, make_private_manifest
+from smalltalk_fed.config.manifest import CorpusManifest, RunManifest, make_private_manifest
 from smalltalk_fed.core.events import Event, PricesMoved
 
 NAMES = "abc"
 
 
-def private_manifest(**tables: Any) -> RunManifest:
+def private_manifest(public_sequences: int = 0, **tables: Any) -> RunManifest:
     """E = 4 on seats of 1, 1 and 2; two blocks of two rounds, three counts after the last."""
     private = {
         "experts_of": [1, 1, 2],
@@ -21,6 +21,7 @@ def private_manifest(**tables: Any) -> RunManifest:
         "price_rounds": 3,
         "train_sequences_min": 8,
         "heldout_sequences_min": 2,
+        "public_share": 0.25 if public_sequences else 0.0,
     }
     config = parse_config(
         {
@@ -33,7 +34,21 @@ def private_manifest(**tables: Any) -> RunManifest:
         },
         "test",
     )
-    return make_private_manifest(config, "d" * 64, 300, "test-run", 0)
+    public = _public(public_sequences) if public_sequences else None
+    return make_private_manifest(config, "d" * 64, 300, "test-run", 0, public)
+
+
+def _public(sequences: int) -> CorpusManifest:
+    """A public corpus of so many sequences to train on, and some held out that nobody needs."""
+    parts = {
+        name: {"shards": [{"file": f"{name}.bin", "sequences": count, "sha256": "e" * 64}],
+               "documents": count}
+        for name, count in (("train", sequences), ("heldout", 5))
+    }  # fmt: skip
+    return CorpusManifest.model_validate(
+        {"sequence_tokens": 16, "dtype": "uint16", "vocabulary": 300,
+         "tokenizer_sha256": "d" * 64, **parts}
+    )  # fmt: skip
 
 
 def silo(world: World, name: str, **how: Any) -> FakeNode:
