@@ -196,10 +196,11 @@ def test_a_result_said_again_after_the_prices_moved_still_counts(world: World) -
     a = nodes[0]
     result = a.result()
     a.done()
-    work_until(world, nodes, "count/0/2/0")
-    a.unit = None
-    order = a.poll(finished=result)
-    assert order is None or order.accepted == result.unit_id
+    for later in ("count/0/2/0", "count/0/2/1"):  # it is remembered, and then only that it was
+        work_until(world, nodes, later)
+        a.unit = None
+        order = a.poll(finished=result)
+        assert order is None or order.accepted == result.unit_id
 
 
 def test_a_silo_that_fails_again_and_again_pauses_the_run(world: World) -> None:
@@ -390,6 +391,36 @@ def test_what_is_released_is_what_nothing_needs(world: World) -> None:
     assert {ref.name for ref in needed.values()} == {"counts", *(f"router-{e}" for e in range(4))}
     assert len([1 for name in ever.values() if name == "counts"]) > 3
     assert set(world.released) >= {d for d, name in ever.items() if name == "counts"} - set(needed)
+
+
+def test_counts_that_did_not_change_are_still_there(world: World) -> None:
+    nodes = three_silos(world)
+    same = blob("counts", "as before")
+    for turn in (0, 1, 2):
+        work_until(world, nodes, f"count/0/2/{turn}")
+        unit = nodes[0].unit
+        assert unit
+        nodes[0].unit = None
+        nodes[0].poll(finished=Result(unit.unit_id, (same,)))
+    assert same.digest in needed_blobs(world.coordinator.state)
+    assert same.digest not in world.released
+    work(world, nodes, "training")
+    assert same.digest not in world.released
+
+
+def test_routers_of_the_last_two_blocks_are_kept() -> None:
+    world = World(private_manifest(rounds=8))
+    nodes = three_silos(world)
+    for block in (2, 3, 4):
+        work_until(world, nodes, f"silo_block/0/{block}")
+        kept = {
+            UnitKey.parse(unit_id).index
+            for unit_id in world.coordinator.state.finished
+            if unit_id.startswith("silo_block")
+        }
+        assert kept == {block - 1, block - 2} - {0}
+    old = blob("router-1", "silo_block/1/1/router-1")
+    assert old.digest in world.released
 
 
 def test_a_lost_router_of_the_present_block_is_trained_again(world: World) -> None:
