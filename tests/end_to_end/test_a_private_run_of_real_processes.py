@@ -1,8 +1,9 @@
 """Three silos as processes, one with two experts: a whole private run, and all that left them.
 
-A sentence is planted in every silo's text. It must not be found in what left, nor must its
-tokens or any scores, in any encoding. What came out is what the oracle computes on the same
-texts in one process, byte for byte.
+Beside their own texts there is a public one, of which every expert trains on a share. A sentence
+is planted in every silo's text. It must not be found in what left, nor must its tokens or any
+scores, in any encoding. What came out is what the oracle computes on the same texts in one
+process, byte for byte.
 """
 
 from __future__ import annotations
@@ -118,6 +119,19 @@ def test_experts_are_there_where_their_owners_allow_it(
         assert kept.stat().st_size > 1000
 
 
+def test_every_expert_trained_on_its_silos_text_and_some_public_text(
+    run: SiloDeployment, manifest: RunManifest, mixture: dict[str, Any]
+) -> None:
+    own = {0: "a", 1: "b", 2: "c", 3: "c"}
+    parts = {"a": 1, "b": 1, "c": 2}
+    public = 0
+    for expert in mixture["experts"]:
+        name = own[expert["index"]]
+        silo = len(run.text_of(name).train) // parts[name]
+        public += expert["sequences"] - silo
+    assert public == manifest.train_sequences > 0
+
+
 def test_status_shows_seats_counts_and_perplexity(run: SiloDeployment) -> None:
     status = run.status()
     assert [row["name"] for row in status["seats"]] == list(SILOS)
@@ -146,8 +160,9 @@ def test_only_what_is_declared_for_private_runs_left(
         wrong = [undeclared_upload(upload, manifest) for upload in uploaded[name]]
         assert [problem for problem in wrong if problem] == []
     names = {name: {upload.name for upload in found} for name, found in uploaded.items()}
-    assert names["a"] == {"router-0", "counts", "config", "weights"}
-    assert names["c"] == {"router-2", "router-3", "counts"}
+    assert "experts" in set().union(*names.values())  # of public text: anybody may divide it
+    assert names["a"] - {"experts"} == {"router-0", "counts", "config", "weights"}
+    assert names["c"] - {"experts"} == {"router-2", "router-3", "counts"}
 
 
 def test_neither_the_planted_text_nor_its_tokens_left(
@@ -156,7 +171,8 @@ def test_neither_the_planted_text_nor_its_tokens_left(
     tokenizer = Tokenizer.from_file(str(run.corpus / "tokenizer" / "tokenizer.json"))
     tokens = tokenizer.encode(" " + SENTENCE).ids
     for name in SILOS:
-        here = Haystack({"tokens": (run.text_of(name).folder / "train-00000.bin").read_bytes()})
+        shards = sorted(run.text_of(name).folder.glob("*-00000.bin"))  # it may be held out
+        here = Haystack({shard.name: shard.read_bytes() for shard in shards})
         assert here.find(token_pieces(tokens)), "the search does not find what is there"
         found = Haystack.of(left[name])
         assert found.find(token_pieces(tokens)) == []

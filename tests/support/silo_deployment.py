@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.deployment import SMALL_RUN, Deployment, ending, free_port, good
+from support.deployment import SMALL_RUN, Deployment, ending, good
 
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.data.packs import unpack_small
@@ -24,26 +24,19 @@ SETTINGS: dict[str, object] = {
     "private.price_rounds": 2,
     "private.count_floor": 2,
     "private.heldout_sequences_min": 2,
+    "private.public_share": 0.25,
 }
 
 
 class SiloDeployment(Deployment):
-    """`corpus` is the corpus whose tokenizer the run uses; the nodes have texts instead."""
-
-    def init(self, run_port: int = 0, enrol_port: int = 0) -> None:
-        """`smalltalk-coordinator init` with a tokenizer."""
-        self.run_port, self.enrol_port = run_port or free_port(), enrol_port or free_port()
-        good(
-            "smalltalk-coordinator", "init", self.run, "--tokenizer", self.corpus / "tokenizer",
-            "--run-address", f"{self.host}:{self.run_port}",
-            "--enrol-address", f"{self.host}:{self.enrol_port}", *self.sets(),
-        )  # fmt: skip
+    """`corpus` is the public text, whose tokenizer the run uses; every node has its own, too."""
 
     def silo(self, name: str, seat: int, *more: object) -> None:
         """`smalltalk-node run` with the silo's own text, in the background."""
         self.start(
             name, "smalltalk-node", "run", "--dir", self.folder / name,
-            "--corpus", self.folder / f"{name}.jsonl", "--seat", seat, "--threads", 1,
+            "--corpus", self.folder / f"{name}.jsonl", "--public", self.corpus,
+            "--seat", seat, "--threads", 1,
             "--record-egress", self.folder / f"{name}.egress", *more,
         )  # fmt: skip
 
@@ -54,7 +47,7 @@ class SiloDeployment(Deployment):
 
 
 def write_texts(folder: Path, planted: str) -> Path:
-    """A text file a silo, a sentence planted in each; returns a corpus with the tokenizer."""
+    """A text file a silo, a sentence planted in each; returns the corpus of public text."""
     pack = unpack_small(folder / "pack")
     for name, domains in SILOS.items():
         lines = []
@@ -64,8 +57,10 @@ def write_texts(folder: Path, planted: str) -> Path:
         text = lines[1]["text"]
         lines[1]["text"] = f"{text[:200]} {planted} {text[200:]}"
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    public = (pack / "dictionary.jsonl").read_text().splitlines()[:DOCUMENTS]
+    (folder / "public.jsonl").write_text("\n".join(public) + "\n")
     good(
-        "smalltalk", "prepare", pack / "dictionary.jsonl", "--out", folder / "public",
+        "smalltalk", "prepare", folder / "public.jsonl", "--out", folder / "public",
         "--sequence-tokens", 64, "--vocabulary", 300,
     )  # fmt: skip
     return folder / "public"

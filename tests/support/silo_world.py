@@ -27,7 +27,11 @@ def private_manifest(public_sequences: int = 0, **tables: Any) -> RunManifest:
         {
             "run": {"experts": 4, "lease_s": 20.0, "poll_s": 10.0, "regime": "private"},
             "sequence": {"length": 16, "prefix": 8},
-            "router": {"rounds": tables.get("rounds", 3), "chunk_sequences": 10, "model": "router-mini"},
+            "router": {
+                "rounds": tables.get("rounds", 3),
+                "chunk_sequences": 10,
+                "model": "router-mini",
+            },
             "expert": {"model": "mini", "steps": 2, "batch_sequences": 2}
             | tables.get("expert", {}),
             "private": private | tables.get("private", {}),
