@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 COLUMNS = ("seat", "experts", "node", "train", "held out", "weights", "goes elsewhere")
+MATRIX_EXPERTS = 16  # more are not for a terminal's width
 NUMBERS = ("seat", "train", "held out", "goes elsewhere")
 
 
@@ -34,7 +35,25 @@ def parts(status: dict[str, Any]) -> list[RenderableType]:
         found.append(Text(f"the run can't go on without {who}: not here now", style="yellow"))
     if status["prices"]:
         found.append(Text(_counts(status["prices"][-1])))
+    rows = status.get("counts")
+    if rows and len(rows[0]) <= MATRIX_EXPERTS:
+        found.append(_matrix(rows, status["seats"]))
     return found
+
+
+def _matrix(rows: list[list[int | None]], seats: list[dict[str, Any]]) -> Table:
+    """What each silo's held-out text would go to, its own experts in bold."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("held out at")
+    for expert in range(len(rows[0])):
+        table.add_column(f"expert {expert}", justify="right")
+    for row, seat in zip(rows, seats, strict=True):
+        cells = [
+            Text("-" if count is None else f"{count:,}", "bold" if e in seat["experts"] else "dim")
+            for e, count in enumerate(row)
+        ]
+        table.add_row(Text(seat["name"] or ""), *cells)
+    return table
 
 
 def _counts(last: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ class PrivateSection(Section):
     )
     price_rounds: int = Field(
         default=8,
-        ge=0,
+        ge=1,
         le=1000,
         description="Counts and moves of the prices with the finished routers.",
     )

@@ -42,8 +42,8 @@ def block_count(manifest: RunManifest) -> int:
 
 
 def turn_count(manifest: RunManifest) -> int:
-    """Counts after the last block; at least one."""
-    return max(1, manifest.config.private.price_rounds)
+    """Counts after the last block."""
+    return manifest.config.private.price_rounds
 
 
 def due(state: HardState) -> tuple[int, int] | None:

@@ -12,11 +12,15 @@ from typing import Any
 
 from smalltalk_fed.config.private import seat_experts
 from smalltalk_fed.core.coordinator import Coordinator
+from smalltalk_fed.core.outputs import output
 from smalltalk_fed.core.phases import WORKING, Phase
 from smalltalk_fed.core.seats import free_seats, share_of, waiting_for
 from smalltalk_fed.core.silo_book import block_count, due, is_private
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import UnitKey, UnitKind
+from smalltalk_fed.errors import SmalltalkError
+from smalltalk_fed.host.blobs import BlobStore
+from smalltalk_fed.mixture.silo_prices import WITHHELD, decode_counts
 
 
 def private_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
@@ -81,6 +85,26 @@ def price_moves(state: HardState) -> list[dict[str, Any]]:
         }
         for move in state.moves
     ]
+
+
+def count_rows(state: HardState, blobs: BlobStore) -> list[list[int | None]] | None:
+    """What the silos showed last, a row a seat: held-out sequences by expert, None if withheld.
+
+    None while nothing was counted, or if a row is damaged.
+    """
+    if not state.moves:
+        return None
+    last, rows = state.moves[-1], []
+    for seat in range(len(seat_experts(state.manifest.config))):
+        key = UnitKey(UnitKind.COUNT, index=last.block, seat=seat, turn=last.turn)
+        try:
+            data = blobs.need(output(state, key, "counts"))
+            floor = state.manifest.config.private.count_floor
+            row_E = decode_counts(data, state.experts, floor)
+        except (SmalltalkError, ValueError):
+            return None
+        rows.append([None if count == WITHHELD else int(count) for count in row_E])
+    return rows
 
 
 def silos_evaluation(state: HardState) -> dict[str, Any] | None:

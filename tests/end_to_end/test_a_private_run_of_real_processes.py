@@ -48,6 +48,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SiloDeployment:
             run.silo(name, seat, "--weights", weights)
         run.join("c")
         run.silo("c", 2)
+        run.wait_phase("routing", "sharding", "training")
+        run.kill("b")  # wherever it is: the run waits for it, and it has its seat again
+        assert run.status()["phase"] != "finished"
+        run.silo("b", 1, "--weights", "operator")
         run.wait_phase("finished")
         for name in SILOS:
             assert run.children.pop(name).wait(60) == 0, run.log(name)
@@ -139,6 +143,7 @@ def test_status_shows_seats_counts_and_perplexity(run: SiloDeployment) -> None:
     assert all(row["train_sequences"] >= 32 for row in status["seats"])
     assert [(move["block"], move["turn"]) for move in status["prices"]] == [(1, 0), (2, 0), (2, 1)]
     assert status["evaluation"]["suffix_ppl"] > 1
+    assert [len(row) for row in status["counts"]] == [4, 4, 4]
     text = good("smalltalk-coordinator", "status", run.run)
     assert "would go to other silos" in text
 
