@@ -14,7 +14,7 @@ from smalltalk_fed.data.packs import unpack_small
 
 # Seat -> the domains whose text its silo has; the last one hosts two experts.
 SILOS = {"a": ("python",), "b": ("scripture",), "c": ("german", "c")}
-DOCUMENTS = 14
+DOCUMENTS, PUBLIC_DOCUMENTS = 10, 4
 SETTINGS: dict[str, object] = {
     **SMALL_RUN,
     "run.regime": "private",
@@ -57,7 +57,7 @@ def write_texts(folder: Path, planted: str) -> Path:
         text = lines[1]["text"]
         lines[1]["text"] = f"{text[:200]} {planted} {text[200:]}"
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    public = (pack / "dictionary.jsonl").read_text().splitlines()[:DOCUMENTS]
+    public = (pack / "dictionary.jsonl").read_text().splitlines()[:PUBLIC_DOCUMENTS]
     (folder / "public.jsonl").write_text("\n".join(public) + "\n")
     good(
         "smalltalk", "prepare", folder / "public.jsonl", "--out", folder / "public",
