@@ -32,6 +32,7 @@ from smalltalk_fed.wire.egress_record import (
     uploads,
 )
 
+pytestmark = pytest.mark.slow  # `host/test_a_private_run_in_one_process` is the quick one
 SENTENCE = (
     "Zephyrine Quillwater buried the cobalt astrolabe beneath the seventh willow of Marrowbridge."
 )
