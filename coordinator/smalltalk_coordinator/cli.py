@@ -16,7 +16,7 @@ from smalltalk_coordinator import invitations, tables, trace_table
 from smalltalk_coordinator.asking import ask, status_of
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.errors import OurError
+from smalltalk_fed.errors import OurError, UserError
 from smalltalk_fed.host.addresses import Addresses
 from smalltalk_fed.host.audit import audit
 from smalltalk_fed.host.backup import backup as make_backup
@@ -38,7 +38,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command(epilog=EXIT_CODES)
 def init(
     folder: Dir,
-    corpus: Annotated[Path, typer.Option(help="Corpus folder made by `smalltalk prepare`.")],
+    corpus: Annotated[
+        Path | None, typer.Option(help="Corpus folder made by `smalltalk prepare`.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help='In the place of a corpus, for run.regime = "private": tokenizer.json, or a '
+            "folder with one."
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="run.toml; without it, the defaults.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change one key: --set run.seed=2")
@@ -63,7 +72,13 @@ def init(
     where = Addresses.of(run_address or [RUN_ADDRESS], enrol_address or [ENROL_ADDRESS])
     text = config.read_text(encoding="utf-8") if config else "# the defaults\n"
     text += "".join(f"# --set {setting}\n" for setting in settings or ())
-    run = RunFolder.create(folder, parsed, text, corpus, where, SystemClock().now())
+    given = [path for path in (corpus, tokenizer) if path is not None]
+    if len(given) != 1 or (tokenizer and parsed.run.regime != "private"):
+        raise UserError(
+            "a run is made with --corpus; where run.regime is 'private', that is its public text, "
+            "or --tokenizer stands in its place."
+        )
+    run = RunFolder.create(folder, parsed, text, given[0], where, SystemClock().now())
     typer.echo(f"run {run.manifest.run_id} is in {folder}; next:", err=True)
     typer.echo(f"  {NAME} serve {folder}\n  {NAME} invite {folder}", err=True)
 

@@ -17,8 +17,10 @@ from smalltalk_coordinator.uploads import Uploads
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import known
 from smalltalk_fed.core.catalogue import size_limit
+from smalltalk_fed.core.silo_book import is_private
+from smalltalk_fed.core.silos import may_read
 from smalltalk_fed.core.units import UnitKey
-from smalltalk_fed.errors import Malformed, SmalltalkError
+from smalltalk_fed.errors import Malformed, Refused, SmalltalkError
 from smalltalk_fed.host.addresses import Addresses
 from smalltalk_fed.host.blobs import Upload
 from smalltalk_fed.host.handed_in import check_signature, check_wanted
@@ -164,6 +166,9 @@ class RunService(pb_grpc.RunServicer):
             digest = digest_from_proto(request.digest)
             kind = kind_of(request.name)
             self._ledger.message(node_id, kind, "up", request.ByteSize())
+            state = self._host.coordinator.state
+            if is_private(state.manifest) and not may_read(state, node_id, digest):
+                raise Refused(f"blob {digest[:12]} is another silo's, and not for this node")
             await self._verified(digest)
             for data in self._host.blobs.parts(digest, request.offset):
                 known(self._host.coordinator.state, node_id)

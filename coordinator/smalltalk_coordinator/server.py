@@ -29,6 +29,7 @@ from smalltalk_coordinator.server_certificate import ServerCertificate
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.errors import WorldError
 from smalltalk_fed.host.assemble import assemble_mixture
 from smalltalk_fed.host.blobs import BlobStore
@@ -36,6 +37,7 @@ from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.host.journal import Journal
+from smalltalk_fed.host.seat_status import count_rows
 from smalltalk_fed.host.status import process_cost, run_status
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger
@@ -65,6 +67,8 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
         on_finished=lambda coordinator, blobs: _assemble(folder, coordinator, blobs),
     )
 
+    if is_private(folder.manifest):  # what its nodes read their text with, before they join
+        host.blobs.put("tokenizer", folder.tokenizer())
     gates = make_gates(folder.manifest)
 
     def status() -> dict[str, Any]:
@@ -72,6 +76,7 @@ async def serve(folder: RunFolder, on_ready: Callable[[], None] = lambda: None) 
         return {
             **run_status(host.coordinator, now),
             "bytes": {**ledger.totals(), "rows": ledger.to_json()},
+            "counts": count_rows(host.coordinator.state, host.blobs),
             "coordinator": process_cost(host.worker_cpu_s),
             "mixture": str(folder.mixture) if folder.mixture.exists() else None,
             "refused": [asdict(each) for gate in gates for each in gate.report(now)],

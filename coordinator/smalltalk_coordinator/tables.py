@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from smalltalk_coordinator import seat_table
 from smalltalk_fed.host.audit import CHECKS, AuditReport
 
 Status = dict[str, Any]
@@ -37,7 +38,7 @@ def render(status: Status) -> RenderableType:
     done = status["phase"] == "finished"
     head.append(status["phase"], style="bold green" if done else "bold")
     head.append(f"  {status['reason']}\n")
-    head.append(f"round {status['round']} of {status['rounds']}, {status['experts']} experts; ")
+    head.append(f"{_where(status)}, {status['experts']} experts; ")
     head.append(
         f"units: {units['finished']} done, {units['leased']} in work, {units['open']} open\n"
     )
@@ -52,16 +53,25 @@ def render(status: Status) -> RenderableType:
         parts.append(_nodes(status["nodes"]))
     else:
         parts.append(Text("no nodes yet; `smalltalk-coordinator invite` prints a token for one"))
-    parts.append(Text(_audits(status)))
+    if "seats" in status:
+        parts += seat_table.parts(status)
+    else:
+        parts.append(Text(_audits(status)))
     parts.append(Text(_bytes(status["bytes"])))
     result = status.get("evaluation")
-    if result:
+    if result and result["suffix_ppl"] is not None:
         parts.append(Text(f"held-out perplexity after the prefix: {result['suffix_ppl']:.2f}"))
     for refused in status.get("refused", ()):
         parts.append(Text(_refused(refused), style="yellow"))
     if status.get("mixture"):
         parts.append(Text(f"the mixture is in {status['mixture']}"))
     return Group(*parts)
+
+
+def _where(status: Status) -> str:
+    if "seats" in status:
+        return f"block {status['block']} of {status['blocks']}, {len(status['seats'])} seats"
+    return f"round {status['round']} of {status['rounds']}"
 
 
 def _nodes(nodes: list[Status]) -> Table:

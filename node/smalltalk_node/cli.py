@@ -39,7 +39,10 @@ Dir = Annotated[
 ]
 Corpus = Annotated[
     Path | None,
-    typer.Option(help="Corpus folder made by `smalltalk prepare`; remembered after the first run."),
+    typer.Option(
+        help="Corpus folder made by `smalltalk prepare`, or, in a private run, this machine's own "
+        "text (files or a folder of them); remembered after the first run."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -125,6 +128,23 @@ def run(
         Path | None,
         typer.Option(help="Folder of a model that the run may begin its experts from."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="In a private run, who may have the experts of this machine's text: never, "
+            "operator, public.",
+            show_default="never",
+        ),
+    ] = None,
+    public: Annotated[
+        Path | None,
+        typer.Option(
+            help="Corpus folder of a private run's public text, if it has some; remembered."
+        ),
+    ] = None,
+    seat: Annotated[
+        int, typer.Option(min=-1, help="In a private run, the seat to take; -1: any.")
+    ] = -1,
     record_egress: Annotated[
         Path | None,
         typer.Option(help="Write down every message that leaves; see `egress`.", dir_okay=False),
@@ -135,7 +155,8 @@ def run(
     """Do work until the run ends or Ctrl-C; started again, it goes on.
 
     Hours, memory, disk, share, speed of uploads and model folder are this machine's limits:
-    remembered, never sent, and a run that needs more is refused.
+    remembered, never sent, and a run that needs more is refused. Whom --weights names is
+    remembered and told to the coordinator.
     """
     from smalltalk_fed.worksite.guard import cap_process_memory
     from smalltalk_fed.worksite.hours import Hours, work_by_hours
@@ -152,12 +173,13 @@ def run(
             disk_gb=disk_gb,
             share=share,
             up_mbit=up_mbit,
+            weights=weights,
             model_folder=None if model_folder is None else str(model_folder.absolute()),
         )
         if limits != Limits.load(place.path):
             limits.save(place.path)
         recorder = EgressRecorder(record_egress) if record_egress else None
-        options = Options(corpus, device, threads, limits, recorder)
+        options = Options(corpus, device, threads, limits, recorder, seat, public)
         if not options.on_gpu:
             cap_process_memory(limits.memory_gb)
         reason = work_by_hours(Hours.parse(limits.hours), lambda: Program(place, options))
@@ -205,7 +227,8 @@ def doctor(folder: Dir = None, corpus: Corpus = None, as_json: AsJson = False) -
 
 def _explain_egress(folder: Path | None, as_json: bool) -> None:
     """Print what can leave; with this run's sizes if this node has joined one."""
-    rows = egress_rows(_manifest(folder))
+    allowed = Limits.load((folder or DEFAULT_FOLDER).expanduser()).weights
+    rows = egress_rows(_manifest(folder), allowed)
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=1))
         return

@@ -18,6 +18,7 @@ from typing import Literal
 
 from smalltalk_fed import __version__
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import DataError, SmalltalkError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
@@ -27,6 +28,7 @@ from smalltalk_fed.wire.values import cut
 from smalltalk_fed.worksite import machine
 from smalltalk_fed.worksite.identity import Identity, NodeFolder
 from smalltalk_fed.worksite.limits import Limits, refuse
+from smalltalk_fed.worksite.silo_text import is_corpus
 from smalltalk_node.connection import Connection
 from smalltalk_node.dialling import Newcomer
 
@@ -103,17 +105,23 @@ def _torch() -> Finding:
 def _corpus(folder: NodeFolder, path: Path | None) -> Finding:
     if path is None:
         return Finding("corpus", "warn", "no corpus is known yet; name its folder with --corpus")
+    stored = folder.file("manifest.json")
+    run = RunManifest.from_bytes(stored.read_bytes()) if stored.exists() else None
+    if path.exists() and not is_corpus(path):
+        if run is not None and is_private(run):
+            return Finding("corpus", "ok", f"text of this machine's own in {path}; never leaves")
+        if run is None:
+            text = f"text in {path}: of use in a private run; others need a prepared corpus"
+            return Finding("corpus", "warn", text)
     corpus = TokenCorpus.open(path)
     text = (
         f"{corpus.digest[:12]}: {corpus.manifest.train.sequences:,} training and "
         f"{corpus.manifest.heldout.sequences:,} held-out sequences of "
         f"{corpus.manifest.sequence_tokens} tokens in {path}"
     )
-    stored = folder.file("manifest.json")
-    if stored.exists():
-        wanted = RunManifest.from_bytes(stored.read_bytes()).corpus_digest
-        if wanted != corpus.digest:
-            raise DataError(f"{text}; the run's corpus is {wanted[:12]}, so this is another one")
+    if run is not None and not is_private(run) and run.corpus_digest != corpus.digest:
+        wanted = run.corpus_digest[:12]
+        raise DataError(f"{text}; the run's corpus is {wanted}, so this is another one")
     return Finding("corpus", "ok", text)
 
 

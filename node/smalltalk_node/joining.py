@@ -1,7 +1,7 @@
 """What is settled before a node works: the run that it enrols in and joins, its certificate.
 
 Rules: certificates are renewed in good time, and a coordinator that does not answer is asked
-again later. Whether the run fits this machine's corpus is `worksite.corpora`'s part.
+again later. Whether the run fits this machine's text is `worksite.corpora`'s part.
 """
 
 from __future__ import annotations

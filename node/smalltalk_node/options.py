@@ -16,13 +16,19 @@ log = logging.getLogger("smalltalk.node")
 
 @dataclass(frozen=True)
 class Options:
-    """`threads` 0: the manifest's, or torch's own choice. `recorder` writes down what leaves."""
+    """`threads` 0: the manifest's, or torch's own choice. `recorder` writes down what leaves.
+
+    `corpus`: a corpus folder, or in a private run also the text itself; `public`: the corpus folder
+    of a private run's public text. `seat` -1: any.
+    """
 
     corpus: Path | None = None
     device: str = "auto"
     threads: int = 0
     limits: Limits = Limits()
     recorder: EgressRecorder | None = None
+    seat: int = -1
+    public: Path | None = None
 
     def outgoing(self) -> Outgoing:
         """What messages go out through."""

@@ -15,7 +15,7 @@ import logging
 import random
 import threading
 
-from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS, RunManifest
+from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.run import RunSection
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.session import Session, Todo, answer_timeout_s
@@ -31,16 +31,15 @@ from smalltalk_fed.errors import (
 )
 from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.telemetry.ledger import Ledger
-from smalltalk_fed.wire.convert import Welcome
 from smalltalk_fed.worksite import machine
 from smalltalk_fed.worksite.cache import BlobCache
-from smalltalk_fed.worksite.corpora import checked_manifest, corpus_bytes, open_corpus
 from smalltalk_fed.worksite.folders import Workplace
 from smalltalk_fed.worksite.identity import NodeFolder
 from smalltalk_fed.worksite.limits import refuse
 from smalltalk_fed.worksite.signals import stop_on_signals
+from smalltalk_node.arrival import Arrival, Wait
 from smalltalk_node.connection import Connection
-from smalltalk_node.joining import Renewal, join_patiently, learn_addresses
+from smalltalk_node.joining import Renewal
 from smalltalk_node.options import Options
 from smalltalk_node.outcomes import Outcomes
 from smalltalk_node.records import NodeStatus, Records
@@ -49,7 +48,6 @@ from smalltalk_node.worker import Worker
 log = logging.getLogger("smalltalk.node")
 
 STOPPED = "stopped by its operator"
-MANIFEST_FILE = "manifest.json"
 LOOK_EVERY_S = 0.5
 LEAVE_S = 5.0
 END_S = 5.0
@@ -65,9 +63,8 @@ class Program:
         self._stopping = threading.Event()
         self._woken = threading.Event()
         self._identity = folder.identity()
-        self._corpus = open_corpus(folder, options.corpus)
         self._incarnation = folder.next_incarnation(self._clock.now())
-        self._machine = machine.probe(folder.path, options.device, options.threads)
+        self._arrival = Arrival(folder, options, self._incarnation)
         self._ledger = Ledger()
         self._connection = Connection(folder, self._identity, self._ledger, options.outgoing())
         self._renewal = Renewal(folder, self._connection)
@@ -95,8 +92,11 @@ class Program:
             try:
                 manifest = self._take_part()
                 device, limits = self._options.compute_device, self._options.limits
+                corpus = self._arrival.corpus
                 worker = Worker(
-                    Workplace.inside(self._folder, manifest, self._corpus, device, limits),
+                    Workplace.inside(
+                        self._folder, manifest, corpus, device, limits, self._arrival.public
+                    ),
                     BlobCache(self._folder.place("cache")),
                     self._connection,
                     self._folder.signing_key(),
@@ -180,7 +180,7 @@ class Program:
             self._rejoined = True
             log.info("joining again: %s", error)
             self._session.lost(self._clock.now(), 0.0)
-            self._join()
+            self._arrival.join(*self._presenting())
             return Todo()
         except (Malformed, TooLarge) as error:
             return self._refused(question, error)
@@ -209,50 +209,28 @@ class Program:
     def _take_part(self) -> RunManifest:
         """Join, and check what the run is before anything is done for it."""
         self._renewal.when_due(self._clock.now())
-        welcome = self._join()
-        manifest = checked_manifest(welcome, self._identity.coordinator_key, self._corpus)
+        manifest = self._arrival.learn(*self._presenting())
         try:
             refuse(manifest, self._options.limits, on_gpu=self._options.on_gpu)
         except UserError as error:
             self._leave(None, str(error))
             raise
-        self._connection.trust(welcome.coordinator_key, manifest.run_id)
-        self._folder.file(MANIFEST_FILE).write_bytes(welcome.manifest)
-        self._identity = self._folder.remember(
-            run_id=manifest.run_id,
-            coordinator_key=welcome.coordinator_key.hex(),
-            corpus=str(self._corpus.folder.absolute()),
-        )
+        self._arrival.present(*self._presenting())
         self._records.status.run_id = manifest.run_id
         machine.settle_threads(self._options.threads, manifest.config.compute.threads)
-        log.info(
-            "joined", extra={"facts": {"run": manifest.run_id, "node": self._identity.node_id}}
-        )
+        facts = {"run": manifest.run_id, "node": self._connection.node_id}
+        log.info("joined", extra={"facts": facts})
         return manifest
 
-    def _join(self) -> Welcome:
-        """Present this process; waits for a coordinator that is not there."""
-        join = msg.Join(
-            self._identity.node_id,
-            self._incarnation,
-            PROTOCOL_VERSIONS[-1],
-            self._folder.signing_key().public_bytes,
-            machine.capabilities(
-                self._machine,
-                self._corpus.digest,
-                corpus_bytes(self._corpus),
-                self._records.status.router_tokens_per_s,
-            ),
-        )
+    def _presenting(self) -> tuple[Connection, Wait, float]:
+        """With what this process presents itself."""
 
         def wait(error: WorldError | SlowDown, wait_s: float) -> None:
             self._say_waiting(error, wait_s)
             if self._stopping.wait(wait_s):
                 raise KeyboardInterrupt
 
-        welcome = join_patiently(self._connection, join, wait)
-        self._identity = learn_addresses(self._folder, self._connection, welcome)
-        return welcome
+        return self._connection, wait, self._records.status.router_tokens_per_s
 
     def _say_waiting(self, error: WorldError | SlowDown, wait_s: float) -> None:
         if not self._stopping.is_set():

@@ -77,7 +77,7 @@ class Records:
         speed = figures.get("tokens_per_s", 0.0)
         if speed > 0:
             self.status.tokens_per_s = speed
-            if UnitKey.parse(unit_id).kind is UnitKind.ROUTER_ROUND:
+            if UnitKey.parse(unit_id).kind in (UnitKind.ROUTER_ROUND, UnitKind.SILO_BLOCK):
                 self.status.router_tokens_per_s = speed
 
     def show(

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from smalltalk_fed.config.problems import first_problem
 from smalltalk_fed.config.run import RunConfig
@@ -22,6 +22,7 @@ PROTOCOL_VERSIONS = (1,)
 MAX_HEADER_BYTES = 1 << 20
 MAX_SEQUENCES = 1 << 48
 MAX_VOCABULARY = 1 << 24
+NO_CORPUS = hashlib.sha256(b"smalltalk-fed: a run without public text").hexdigest()
 
 Sha256 = str  # 64 lower-case hexadecimal digits
 
@@ -80,7 +81,11 @@ class CorpusManifest(BaseModel):
 
 
 class RunManifest(BaseModel):
-    """What every participant of a run agrees on."""
+    """What every participant of a run agrees on.
+
+    In the regime `private` the corpus is the run's public text, and there may be none: then it
+    has no sequences, and `NO_CORPUS` for its digest.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -92,8 +97,14 @@ class RunManifest(BaseModel):
     corpus_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     tokenizer_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     vocabulary: int = Field(ge=2, le=MAX_VOCABULARY)
-    train_sequences: int = Field(ge=1, le=MAX_SEQUENCES)
+    train_sequences: int = Field(ge=0, le=MAX_SEQUENCES)
     heldout_sequences: int = Field(ge=0, le=MAX_SEQUENCES)
+
+    @model_validator(mode="after")
+    def _has_text(self) -> Self:
+        if not self.train_sequences and self.config.run.regime != "private":
+            raise ValueError("a run without text must be private")
+        return self
 
     def to_bytes(self) -> bytes:
         """Canonical bytes; what is signed."""
@@ -123,7 +134,7 @@ class RunManifest(BaseModel):
 
         Slices differ by at most one sequence, so that none is too small to balance.
         """
-        count = self.shard_count
+        count = self.shard_count or 1  # a private run may have no public text
         return (
             index * self.train_sequences // count,
             (index + 1) * self.train_sequences // count,
@@ -171,3 +182,49 @@ def make_manifest(
         train_sequences=corpus.train.sequences,
         heldout_sequences=corpus.heldout.sequences,
     )
+
+
+def make_private_manifest(
+    config: RunConfig,
+    tokenizer_sha256: str,
+    vocabulary: int,
+    run_id: str,
+    created_unix_s: int,
+    public: CorpusManifest | None = None,
+) -> RunManifest:
+    """Join a private run's configuration and tokenizer, and its public text if it has some.
+
+    Raises:
+        ConfigError: they don't fit each other.
+        DataError: the public text is too small.
+    """
+    if config.run.regime != "private":
+        raise ConfigError("'run.regime' is 'shared', and such a run needs a corpus; give one.")
+    share = config.private.public_share
+    if public is None:
+        if share:
+            raise ConfigError(
+                f"'private.public_share' is {share:g}, but the run has no public text; give a "
+                "corpus, or set it to 0."
+            )
+        return RunManifest(
+            run_id=run_id,
+            created_unix_s=created_unix_s,
+            config=config,
+            corpus_digest=NO_CORPUS,
+            tokenizer_sha256=tokenizer_sha256,
+            vocabulary=vocabulary,
+            train_sequences=0,
+            heldout_sequences=0,
+        )
+    if not share:
+        raise ConfigError(
+            "the run has public text, but 'private.public_share' is 0, so nobody would train on "
+            "it; set it, or give no corpus."
+        )
+    if public.tokenizer_sha256 != tokenizer_sha256 or public.vocabulary != vocabulary:
+        raise ConfigError(
+            "the public text was prepared with another tokenizer than the run's; prepare it "
+            "again with that one."
+        )
+    return make_manifest(config, public, run_id, created_unix_s)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from smalltalk_fed.config.private import PrivateSection, problem
+from smalltalk_fed.config.section import Section
 from smalltalk_fed.config.shapes import PRESETS, ModelShape
 
 MAX_EXPERTS = 1024
@@ -29,20 +31,16 @@ def _shape(value: object) -> object:
 Shape = Annotated[ModelShape, BeforeValidator(_shape)]
 
 
-class Section(BaseModel):
-    """A table of run.toml: closed and frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class RunSection(Section):
     """[run]"""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     seed: int = Field(default=1, ge=0, lt=2**63, description="Fixes everything that is random.")
     experts: int = Field(default=4, ge=1, le=MAX_EXPERTS, description="E: experts, and routers.")
-    regime: Literal["shared"] = Field(
-        default="shared", description="Every node can read the one corpus."
+    regime: Literal["shared", "private"] = Field(
+        default="shared",
+        description="'shared': every node can read the one corpus; 'private': every node brings "
+        "text that never leaves it.",
     )
     nodes_to_start: int = Field(
         default=1, ge=1, le=100_000, description="Routing begins when so many nodes have joined."
@@ -151,6 +149,12 @@ class ExpertSection(Section):
         description="Whether experts' weights travel to the coordinator: 'never', 'final', or "
         "'every N steps', so that another node can go on where a vanished one was.",
     )
+    share: Literal["never", "operator", "public"] = Field(
+        default="public",
+        description="In a private run, who the run asks to have experts' weights: 'never', "
+        "'operator' (the organiser's mixture), or 'public' (the other silos too). An owner can "
+        "allow less, never more.",
+    )
     weights_bytes_max: int = Field(
         default=0, ge=0, description="Largest upload of an expert; 0 = what its shape implies."
     )
@@ -233,6 +237,7 @@ class RunConfig(Section):
     expert: ExpertSection = ExpertSection()
     assignment: AssignmentSection = AssignmentSection()
     audit: AuditSection = AuditSection()
+    private: PrivateSection = PrivateSection()
     compute: ComputeSection = ComputeSection()
 
     @model_validator(mode="after")
@@ -262,4 +267,6 @@ class RunConfig(Section):
                 )
             if not all(0 < weight < float("inf") for weight in weights):
                 raise ValueError("assignment.capacity has a weight that is not a positive number")
+        if wrong := problem(self):
+            raise ValueError(wrong)
         return self

@@ -14,6 +14,7 @@ from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.records import Node
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.errors import Forbidden, Malformed, Refused, Unauthenticated
 
@@ -63,11 +64,13 @@ def check_join(state: HardState, message: msg.Join) -> Node:
         )
     if len(message.signing_key) != SIGNING_KEY_BYTES:
         raise Malformed("the signing key must be a raw Ed25519 public key of 32 bytes")
+    has = message.capabilities.corpus_digest
+    if not has or is_private(state.manifest):
+        return node  # it only asks what the run is; or has text of its own: `seats` looks at it
     wanted = state.manifest.corpus_digest
-    if message.capabilities.corpus_digest != wanted:
-        has = message.capabilities.corpus_digest[:12] or "none"
+    if has != wanted:
         raise Refused(
-            f"the run trains on the corpus {wanted[:12]}, this node has {has}; prepare or "
+            f"the run trains on the corpus {wanted[:12]}, this node has {has[:12]}; prepare or "
             "copy the run's corpus and name its folder with --corpus"
         )
     return node

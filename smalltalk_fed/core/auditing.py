@@ -1,7 +1,8 @@
 """Asks other nodes about results, and draws the consequences of what is found.
 
 Rules: a newcomer's first results, a doubted node's, finished experts, odd score blocks and a
-secret share of all others are audited; with fewer than two nodes, or `audit.rate = 0`, none.
+secret share of all others are audited; with fewer than two nodes, or `audit.rate = 0`, none,
+nor in a private run, where nobody else has the text.
 An opinion goes to the judge (`jobs.judge_job`, computed by the host); not good at once means
 that one more is asked for. Who was found wrong is quarantined. Where no node that may look was
 here for `audit.wait_s`, a result counts all the same, and that is said; not if somebody
@@ -20,6 +21,7 @@ from smalltalk_fed.core.messages import Judged, JudgeJob
 from smalltalk_fed.core.outbox import Outbox
 from smalltalk_fed.core.records import BAD, GOOD, WAIVED
 from smalltalk_fed.core.scheduling import barred
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import AUDITED, UnitKey, UnitKind
 
@@ -74,7 +76,7 @@ class Auditing:
         config, key = self._state.manifest.config, UnitKey.parse(event.unit_id)
         if not config.audit.rate or key.kind not in AUDITED:
             return ""
-        if self._state.joined < NODES_NEEDED:
+        if self._state.joined < NODES_NEEDED or is_private(self._state.manifest):
             return ""
         if key.kind is UnitKind.TRAIN_EXPERT:
             return "every finished expert is looked at" if config.expert.collects else ""

@@ -4,9 +4,10 @@ Rules: see the package's docstring for the caller's duties. A message is checked
 before anything changes, so an exception means that nothing did. `apply` is the only way to
 hard state. Leases, presence and questions that wait are soft (`leases.py`), handing out is
 `dispatch`'s part, who gets what is decided in `scheduling.py`, who may enter in
-`admission.py`, what a node said of its units in `reports.py`, which results are looked at by
-others in `auditing.py`. It never looks into a blob: the host checks those before it calls
-`handle`. `secret` is what audits are drawn with; nobody but the coordinator may know it.
+`admission.py`, processes that come in `arrivals.py`, what a node said of its units in
+`reports.py`, which results are looked at by others in `auditing.py`. It never looks into a
+blob: the host checks those before it calls `handle`. `secret` is what audits are drawn with;
+nobody but the coordinator may know it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import admission, outcomes, retention
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.arrivals import Arrivals
 from smalltalk_fed.core.auditing import Auditing
 from smalltalk_fed.core.dispatch import Dispatcher
 from smalltalk_fed.core.doubles import Doubles
@@ -51,6 +53,7 @@ class Coordinator:
         self._now = now
         self._out = Outbox(self.state)
         self.doubles = Doubles(self._out)
+        self._arrivals = Arrivals(self.state, self.leases, self._out, self.doubles)
         self._dispatch = Dispatcher(self.state, self.leases, self._out)
         parts = (self.state, self.leases, self._out, self._dispatch)
         self._exclusion = Exclusion(*parts)
@@ -122,7 +125,8 @@ class Coordinator:
             case msg.Exchange():
                 self._exchange(message, conversation, now)
             case msg.Join():
-                self._join(message, conversation, now)
+                self._arrivals.join(message, conversation, now)
+                self._advance(now)
             case msg.Leave():
                 self._leave(message, conversation, now)
             case msg.Pause():
@@ -181,29 +185,6 @@ class Coordinator:
 
     # ----------------------------------------------------------------------------- requests
 
-    def _join(self, message: msg.Join, conversation: int, now: float) -> None:
-        node = admission.check_join(self.state, message)
-        self.doubles.check_key(node, message.signing_key, now)
-        presence = self.leases.present.get(message.node_id)
-        if presence and message.incarnation < presence.incarnation:
-            raise self.doubles.older(node.node_id, now, joins=True)
-        if not node.signing_key:
-            self._out.emit(ev.NodeJoined(now, node.node_id, message.signing_key.hex()))
-        if presence is None or presence.incarnation != message.incarnation:
-            known = presence.tokens_per_s if presence else 0.0
-            self.leases.changes += 1
-            self.doubles.newer(node.node_id)
-            self.leases.present[node.node_id] = Presence(
-                node.node_id,
-                message.incarnation,
-                now,
-                message.capabilities,
-                tokens_per_s=known or message.capabilities.tokens_per_s,
-            )
-            self._out.decide(f"node {node.node_id} joined", f"it is called '{node.name}'")
-        self._out.reply(conversation, msg.Joined(node.node_id, "part of the run"))
-        self._advance(now)
-
     def _exchange(self, message: msg.Exchange, conversation: int, now: float) -> None:
         node_id, state = message.node_id, self.state
         presence = self._presence(node_id, message.incarnation, now)
@@ -213,8 +194,8 @@ class Coordinator:
         if earlier := self.leases.waiting.get(node_id):  # the node has given it up
             self._dispatch.answer(earlier, "this node asked again")
         heard = self._reports.take(message, now)
-        if heard.failed_for_good:
-            self._move_if(Trigger.FAIL, heard.failed_for_good, now)
+        self._move_if(Trigger.FAIL, heard.failed_for_good, now)
+        self._move_if(Trigger.PAUSE, heard.stuck, now)
         if state.phase in (Phase.FINISHED, Phase.FAILED):
             stop, failed, reason = True, state.phase is Phase.FAILED, self._dispatch.ending()
         else:

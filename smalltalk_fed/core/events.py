@@ -198,6 +198,34 @@ class NodeReadmitted:
     node_id: str
 
 
+@dataclass(frozen=True)
+class SeatTaken:
+    """A node brings the text of this seat, or its owner says anew who may have its experts.
+
+    `corpus_digest` tells whether the text is the same as before, and nothing else of it.
+    `share`: never, operator, public.
+    """
+
+    at: float
+    seat: int
+    node_id: str
+    train_sequences: int
+    heldout_sequences: int
+    corpus_digest: str
+    share: str
+
+
+@dataclass(frozen=True)
+class PricesMoved:
+    """All silos counted after `block` for the `turn`-th time; these are the prices now."""
+
+    at: float
+    block: int
+    turn: int
+    prices: tuple[float, ...]  # nats, by expert
+    figures: dict[str, float] = field(default_factory=dict)
+
+
 Event = (
     InviteMade
     | InviteCancelled
@@ -216,6 +244,8 @@ Event = (
     | AuditSettled
     | NodeQuarantined
     | NodeReadmitted
+    | SeatTaken
+    | PricesMoved
 )
 
 _KINDS: dict[str, type] = {
@@ -238,10 +268,12 @@ _KINDS: dict[str, type] = {
         AuditSettled,
         NodeQuarantined,
         NodeReadmitted,
+        SeatTaken,
+        PricesMoved,
     )
 }
 _BLOB_FIELDS = ("shares", "outputs", "segments")
-_TEXT_FIELDS = ("wrong", "undone", "tainted")
+_LIST_FIELDS = ("wrong", "undone", "tainted", "prices")
 
 
 def to_json(event: Event) -> tuple[str, str]:
@@ -260,7 +292,7 @@ def from_json(kind: str, body: str) -> Event:
         for name in _BLOB_FIELDS:
             if name in fields:
                 fields[name] = tuple(BlobRef(**ref) for ref in fields[name])
-        for name in _TEXT_FIELDS:
+        for name in _LIST_FIELDS:
             if name in fields:
                 fields[name] = tuple(fields[name])
         if kind == "PhaseChanged":

@@ -1,11 +1,14 @@
 """What the state asks for: units with their inputs, and who has an input at hand.
 
 Functions of hard state alone: a restarted coordinator hands out exactly what the one before
-would have.
+would have. What silos with text of their own are asked for is `silos`' part.
 """
 
 from __future__ import annotations
 
+from smalltalk_fed.core import seats, silos
+from smalltalk_fed.core.outputs import named, output
+from smalltalk_fed.core.silo_book import block_count, is_private
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import OurError, Refused
@@ -45,6 +48,8 @@ def score_blocks(state: HardState) -> tuple[BlobRef, ...]:
 
 def final_routers(state: HardState) -> tuple[BlobRef, ...]:
     """The finished routers' parameters, by expert."""
+    if is_private(state.manifest):
+        return silos.routers(state, block_count(state.manifest))
     return tuple(
         output(state, UnitKey(UnitKind.ROUTER_ROUND, expert, state.rounds_total), "parameters")
         for expert in range(state.experts)
@@ -57,16 +62,18 @@ def unit(state: HardState, key: UnitKey, from_step: int | None = None) -> Unit:
     An expert goes on from the weights collected last; with `from_step`, as it was handed
     out when those of that step were (0: none).
     """
+    if is_private(state.manifest):
+        return silos.unit(state, key)
     inputs: list[BlobRef] = []
     match key.kind:
         case UnitKind.ROUTER_ROUND:
             if key.index > 1:
                 before = UnitKey(UnitKind.ROUTER_ROUND, key.expert, key.index - 1)
                 inputs.append(output(state, before, "parameters"))
-            inputs.append(_named("share", state.rounds[key.index].shares[key.expert]))
+            inputs.append(named("share", state.rounds[key.index].shares[key.expert]))
         case UnitKind.SHARD:
             inputs += [
-                _named(f"router-{expert}", ref) for expert, ref in enumerate(final_routers(state))
+                named(f"router-{expert}", ref) for expert, ref in enumerate(final_routers(state))
             ]
             return Unit(key, tuple(inputs), weights=weights(state))
         case UnitKind.TRAIN_EXPERT:
@@ -75,7 +82,7 @@ def unit(state: HardState, key: UnitKey, from_step: int | None = None) -> Unit:
             return _audit_unit(state, key)
         case UnitKind.EVALUATE:
             routed = output(state, UnitKey(UnitKind.SHARD, index=HELDOUT), "experts")
-            inputs.append(_named("routed", routed))
+            inputs.append(named("routed", routed))
             if state.manifest.config.expert.collects:
                 trained = UnitKey(UnitKind.TRAIN_EXPERT, key.expert)
                 inputs += [output(state, trained, "config"), output(state, trained, "weights")]
@@ -85,14 +92,14 @@ def unit(state: HardState, key: UnitKey, from_step: int | None = None) -> Unit:
 def _expert_unit(state: HardState, key: UnitKey, from_step: int | None) -> Unit:
     if state.segments is None:
         raise OurError(f"{key.unit_id} has no segment yet; this is a bug")
-    inputs = [_named("segment", state.segments.segments[key.expert])]
+    inputs = [named("segment", state.segments.segments[key.expert])]
     if state.manifest.config.expert.init == "seed":
         seed = output(state, UnitKey(UnitKind.TRAIN_SEED), "weights")
-        inputs.append(_named("seed", seed))
+        inputs.append(named("seed", seed))
     latest = state.collected.get(key.unit_id)
     step = (latest[-1].step if latest else 0) if from_step is None else from_step
     if step:
-        inputs.append(_named("state", state.lineage[key.unit_id][step]))
+        inputs.append(named("state", state.lineage[key.unit_id][step]))
     return Unit(key, tuple(inputs), step)
 
 
@@ -110,7 +117,7 @@ def _audit_unit(state: HardState, key: UnitKey) -> Unit:
         case UnitKind.ROUTER_ROUND:
             before, share = made.input("parameters"), made.input("share")
             inputs = [output(state, target, "parameters")]
-            inputs += [_named("before", before)] if before else []
+            inputs += [named("before", before)] if before else []
             inputs += [share] if share else []
         case UnitKind.SHARD:
             inputs = list(made.inputs)
@@ -119,9 +126,9 @@ def _audit_unit(state: HardState, key: UnitKey) -> Unit:
             inputs += [ref for ref in made.inputs if ref.name == "segment"]
             if state.manifest.heldout_sequences:
                 routed = output(state, UnitKey(UnitKind.SHARD, index=HELDOUT), "experts")
-                inputs.append(_named("routed", routed))
+                inputs.append(named("routed", routed))
             routers = enumerate(final_routers(state))
-            inputs += [_named(f"router-{expert}", ref) for expert, ref in routers]
+            inputs += [named(f"router-{expert}", ref) for expert, ref in routers]
     return Unit(key, tuple(inputs), weights=made.weights, sample=audit.sample)
 
 
@@ -132,6 +139,8 @@ def handed_out_from(state: HardState, key: UnitKey, step: int) -> bool:
 
 def holder(state: HardState, key: UnitKey) -> str | None:
     """The node that has this unit's large input at hand: it did the work before."""
+    if pinned(state, key) and is_private(state.manifest):
+        return seats.node_of(state, key)
     started = state.started.get(key.unit_id)
     if started is not None:
         return started.node_id
@@ -149,8 +158,8 @@ def holder(state: HardState, key: UnitKey) -> str | None:
 
 
 def holders(state: HardState) -> set[str]:
-    """Nodes that have an expert's or router's latest state at hand."""
-    found = set()
+    """Nodes that have an expert's or router's latest state, or a silo's text, at hand."""
+    found = {taken.node_id for taken in state.seats.values()}
     for expert in range(state.experts):
         for key in (
             UnitKey(UnitKind.TRAIN_EXPERT, expert),
@@ -165,18 +174,7 @@ def holders(state: HardState) -> set[str]:
 
 
 def pinned(state: HardState, key: UnitKey) -> bool:
-    """Whether only the holder can do this unit: the expert never left its node."""
+    """Whether only the holder can do this unit: its text, or the expert, never left its node."""
+    if is_private(state.manifest):
+        return key.kind is not UnitKind.SHARD  # of the public text
     return key.kind is UnitKind.EVALUATE and not state.manifest.config.expert.collects
-
-
-def output(state: HardState, key: UnitKey, name: str) -> BlobRef:
-    """A finished unit's output. Raises OurError: it has none of this name."""
-    accepted = state.finished.get(key.unit_id)
-    for ref in accepted.outputs if accepted else ():
-        if ref.name == name:
-            return ref
-    raise OurError(f"{key.unit_id} has no output '{name}'; this is a bug")
-
-
-def _named(name: str, ref: BlobRef) -> BlobRef:
-    return BlobRef(name, ref.digest, ref.size)

@@ -1,4 +1,4 @@
-"""Which computation the state waits for: a judgement, a round's division, the segments.
+"""Which computation the state waits for: a judgement, a division, the segments, new prices.
 
 A function of hard state alone: a restarted coordinator asks for what the one before would
 have asked for. Judgements come first: everything else waits for them.
@@ -10,10 +10,13 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-from smalltalk_fed.core.handout import output, score_blocks, unit, weights
+from smalltalk_fed.core.handout import score_blocks, unit, weights
 from smalltalk_fed.core.messages import AssignJob, Job, JudgeJob, SegmentsJob
+from smalltalk_fed.core.outputs import output
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.records import GOOD, Audit
+from smalltalk_fed.core.silo_book import is_private
+from smalltalk_fed.core.silos import prices_job
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import BlobRef, UnitKey, UnitKind
 
@@ -23,6 +26,8 @@ def next_job(state: HardState) -> Job | None:
     for unit_id in state.to_judge:
         if state.in_phase(UnitKey.parse(unit_id)):
             return judge_job(state, state.audits[unit_id])
+    if is_private(state.manifest) and (state.phase is Phase.ROUTING or state.divided):
+        return prices_job(state)
     if state.phase is Phase.ROUTING and state.round == 0:
         return AssignJob("assign/1", 1)
     waiting = bool(state.open) or state.waits_for_audits

@@ -86,7 +86,7 @@ class Enrolled:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a node says of itself."""
+    """What a node says of itself. The counts of sequences are a silo's, in a private run."""
 
     device: str = "cpu"
     threads: int = 1
@@ -95,17 +95,25 @@ class Capabilities:
     corpus_digest: str = ""
     corpus_bytes: int = 0
     software: str = ""
+    train_sequences: int = 0
+    heldout_sequences: int = 0
 
 
 @dataclass(frozen=True)
 class Join:
-    """An enrolled node's process presents itself. `signing_key`: raw Ed25519 public key."""
+    """An enrolled node's process presents itself. `signing_key`: raw Ed25519 public key.
+
+    With an empty corpus digest it only asks what the run is. In a private run also: which seat it
+    wants (-1: any), and who may have its experts' weights (never, operator, public).
+    """
 
     node_id: str
     incarnation: int
     protocol_version: int
     signing_key: bytes
     capabilities: Capabilities = Capabilities()
+    seat: int = -1
+    share: str = "never"
 
 
 @dataclass(frozen=True)
@@ -235,7 +243,23 @@ class JudgeJob:
     peers: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
-Job = AssignJob | SegmentsJob | JudgeJob
+@dataclass(frozen=True)
+class PricesJob:
+    """Move the prices of a private run by what its silos counted.
+
+    `counts`, `train`, `heldout`: by seat, the rows and how many sequences each silo has.
+    """
+
+    job_id: str
+    block: int
+    turn: int
+    counts: tuple[BlobRef, ...]
+    train: tuple[int, ...]
+    heldout: tuple[int, ...]
+    prices: tuple[float, ...]
+
+
+Job = AssignJob | SegmentsJob | JudgeJob | PricesJob
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the outcome of a job changes: a division, the segments, a verdict, or a bad result.
+"""What the outcome of a job changes: a division, segments, prices, a verdict, a bad result.
 
 Rules: the outcome is of the job that is waited for. What moves the run (a job that can't be
 done, a dispute that only the operator can end) is returned, and is the coordinator's to do.
@@ -45,10 +45,21 @@ def take(
         case msg.SegmentsJob(), msg.JobFinished():
             out.emit(ev.SegmentsMade(now, outcome.outputs, dict(outcome.figures)))
             auditing.watch(now)
+        case msg.PricesJob(), msg.JobFinished(figures=figures):
+            out.emit(_moved(job, figures, now))
         case _, msg.JobFailed() if outcome.culprit:
-            return Trigger.FAIL, reports.unusable(outcome.culprit, outcome.reason, now)
+            why = reports.unusable(outcome.culprit, outcome.reason, now)
+            alone = isinstance(job, msg.PricesJob)  # only its own silo can count again
+            return Trigger.PAUSE if alone else Trigger.FAIL, why
         case _, msg.JobFailed():
             return Trigger.FAIL, f"{outcome.job_id}: {outcome.reason}"
         case _:
             raise OurError(f"{job.job_id} ended as {type(outcome).__name__}; this is a bug")
     return Trigger.PAUSE, ""
+
+
+def _moved(job: msg.PricesJob, figures: dict[str, float], now: float) -> ev.PricesMoved:
+    """The new prices, which a job names `price_E`, and what else it found."""
+    prices = tuple(figures[f"price_{expert}"] for expert in range(len(job.prices)))
+    rest = {name: value for name, value in figures.items() if not name.startswith("price_")}
+    return ev.PricesMoved(now, job.block, job.turn, prices, rest)

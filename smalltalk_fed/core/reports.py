@@ -5,7 +5,8 @@ unit is accepted once; whoever comes later hears that it counts and stops. A nod
 on a unit keeps it, also after a restart of the coordinator or after its lease ran out,
 unless others hold it already as often as the run allows. An opinion that nobody asks for any
 more is dropped without a fuss. A failure counts for a node that had the unit; what
-failed often ends the run, but not by one node's word while others could do it. In a paused run
+failed often ends the run, but not by one node's word while others could do it; what only one
+node can do pauses it. In a paused run
 a node is told to put its unit down; its checkpoint stays with it.
 """
 
@@ -17,6 +18,7 @@ from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.auditing import Auditing
 from smalltalk_fed.core.dispatch import Dispatcher
+from smalltalk_fed.core.handout import pinned
 from smalltalk_fed.core.leases import Leases
 from smalltalk_fed.core.outbox import Outbox
 from smalltalk_fed.core.phases import Phase
@@ -37,6 +39,7 @@ class Heard:
     cancel: str = ""
     collected: int = 0
     failed_for_good: str = ""  # why the run can't go on
+    stuck: str = ""  # why it can't until the operator or a node's owner has done something
 
 
 class Reports:
@@ -63,7 +66,11 @@ class Reports:
             else:
                 heard.accepted = self._accept(message.finished, message, now)
         if message.failed is not None:
-            heard.failed_for_good = self._give_up(message.failed, message.node_id)
+            why = self._give_up(message.failed, message.node_id)
+            if why and pinned(self._state, UnitKey.parse(message.failed.unit_id)):
+                heard.stuck = f"{why}; when that is mended, `smalltalk-coordinator resume`"
+            else:
+                heard.failed_for_good = why
         if message.collected is not None:
             heard.collected = self._collect(message.collected, message, now)
         if message.working is not None:
@@ -82,6 +89,9 @@ class Reports:
         self._out.decide(f"{unit_id} failed on {node_id or 'a node'}", reason)
         if len(failures) < MAX_FAILURES or key.kind is UnitKind.AUDIT:
             return ""
+        if pinned(self._state, key):  # nobody else could do it: the run pauses, then starts over
+            self._leases.failures.pop(key)
+            return f"{unit_id} failed {len(failures)} times on {node_id}: {reason}"
         tried = {node for node, _ in failures}
         there = {node for node, presence in self._leases.present.items() if not presence.gone}
         if len(tried) < NODES_CONVINCE and not there <= tried:
@@ -183,7 +193,8 @@ class Reports:
         return not self._state.in_phase(key) or node_id in barred(self._state, key)
 
     def _measure(self, key: UnitKey, node_id: str, figures: dict[str, float]) -> None:
-        """Note a node's speed; only of router rounds, so that speeds can be compared."""
+        """Note a node's speed; only of routers, so that speeds can be compared."""
         speed, presence = figures.get("tokens_per_s", 0.0), self._leases.present.get(node_id)
-        if key.kind is UnitKind.ROUTER_ROUND and speed > 0 and presence is not None:
+        routers = key.kind in (UnitKind.ROUTER_ROUND, UnitKind.SILO_BLOCK)
+        if routers and speed > 0 and presence is not None:
             presence.tokens_per_s = speed

@@ -12,9 +12,11 @@ from dataclasses import replace
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.catalogue import outputs_of, size_limit
-from smalltalk_fed.core.handout import handed_out_from
+from smalltalk_fed.core.handout import handed_out_from, holder, pinned
 from smalltalk_fed.core.leases import Leases
 from smalltalk_fed.core.scheduling import barred
+from smalltalk_fed.core.seats import stays
+from smalltalk_fed.core.silos import unchanged_routers
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import Result, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, Refused, TooLarge
@@ -72,12 +74,19 @@ def check_form(state: HardState, result: Result) -> UnitKey:
     """
     key = UnitKey.parse(result.unit_id)
     check_unit(state, key)
-    _check_parts(state, result, outputs_of(state.manifest, key))
+    _check_parts(state, result, brings(state, key))
     if key.kind is UnitKind.TRAIN_EXPERT and not state.is_finished(key):
         _check_lineage(state, key, result.figures.get("from_step", 0.0))
     if key.kind is UnitKind.ROUTER_ROUND and not state.is_finished(key):
         _check_new(state, key, result)
+    if key.kind is UnitKind.SILO_BLOCK and unchanged_routers(state, key, result.outputs):
+        raise Refused(f"a router of {key.unit_id} is unchanged; train it on its share")
     return key
+
+
+def brings(state: HardState, key: UnitKey) -> tuple[str, ...]:
+    """Names of the blobs that a result of this unit must bring, as the expert's owner allows."""
+    return () if stays(state, key) else outputs_of(state.manifest, key)
 
 
 def check_collected(state: HardState, result: Result) -> UnitKey:
@@ -109,6 +118,8 @@ def _check_origin(state: HardState, leases: Leases, key: UnitKey, node_id: str) 
     if key.kind is UnitKind.AUDIT and node_id in barred(state, key):
         raise Refused(f"{key.unit_id} is for other nodes to do")
     started = state.started.get(key.unit_id)
+    if pinned(state, key) and holder(state, key) != node_id:
+        raise Refused(f"{key.unit_id} is for the node that has its text or its expert")
     began = started is not None and started.node_id == node_id
     if not began and not leases.may_hand_in(key, node_id):
         raise Refused(f"{key.unit_id} is held by another node, and this one never had it")

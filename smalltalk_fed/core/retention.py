@@ -4,8 +4,8 @@ Rules: of router parameters the last two rounds and the final ones are kept, of 
 those of the round being divided and of the one before (a lost division can be made again),
 of an unfinished expert's collected weights the last two (one may be on its way to a node
 while the next arrives), of lists all (they are small, and the proof of the data's use wants
-them), of opinions those that wait for the judge. Functions of hard state; nothing is deleted
-here.
+them), of opinions those that wait for the judge. What of a private run's steps is kept is
+`silo_book`'s part. Functions of hard state; nothing is deleted here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.silos import released_by_move
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import BlobRef, UnitKey, UnitKind
 
@@ -52,6 +53,8 @@ def released_by(state: HardState, event: ev.Event) -> tuple[str, ...]:
             kept = {ref.digest for ref in event.outputs}
             for old in state.collected.get(event.unit_id, ()):
                 released += [ref.digest for ref in old.outputs if ref.digest not in kept]
+        case ev.PricesMoved():
+            released += released_by_move(state, event)
         case ev.AuditSettled():
             released += _opinions_of(state, event.unit_id)
         case ev.UnitRejected():

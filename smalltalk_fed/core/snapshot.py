@@ -19,7 +19,7 @@ from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import WorldError, shown
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def to_json(state: HardState) -> dict[str, Any]:
@@ -49,6 +49,8 @@ def to_json(state: HardState) -> dict[str, Any]:
         "waived": dict(state.waived),
         "to_judge": list(state.to_judge),
         "last_at": state.last_at,
+        "seats": [vars(each) for each in state.seats.values()],
+        "moves": [asdict(each) for each in state.moves],
     }
 
 
@@ -80,6 +82,8 @@ def from_json(manifest: RunManifest, data: dict[str, Any]) -> HardState:
             asked=data["asked"],
             waived=data["waived"],
             last_at=data["last_at"],
+            seats={each["seat"]: _event(ev.SeatTaken, each) for each in data["seats"]},
+            moves=[_event(ev.PricesMoved, each) for each in data["moves"]],
             to_judge=dict.fromkeys(data["to_judge"]),
         )
         for each in data["collected"]:
@@ -102,6 +106,8 @@ def _event(kind: type, fields: dict[str, Any]) -> Any:
     for name in ("shares", "outputs", "segments"):
         if name in fields:
             fields = fields | {name: tuple(BlobRef(**ref) for ref in fields[name])}
+    if "prices" in fields:
+        fields = fields | {"prices": tuple(fields["prices"])}
     return kind(**fields)
 
 

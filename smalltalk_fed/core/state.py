@@ -3,7 +3,8 @@
 Rules: two replays of the same events give equal states; nothing here depends on who is
 connected (leases and presence are soft, `leases.py`). What old rounds no longer need is
 folded into `history`, so that the state does not grow with the run; the journal keeps all
-of it. How nodes come and go is folded in `membership`, what audits change in `audit_book`.
+of it. How nodes come and go is folded in `membership`, what audits change in `audit_book`, the
+steps of a private run in `silo_book`.
 What a unit is handed out with is `handout`'s part, which blobs are needed `retention`'s, the
 state as JSON `snapshot`'s.
 """
@@ -14,11 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core import audit_book, membership
+from smalltalk_fed.core import audit_book, membership, silo_book
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.records import Audit, Invite, Node, PastRound
-from smalltalk_fed.core.units import HELDOUT, BlobRef, UnitKey, UnitKind
+from smalltalk_fed.core.units import HELDOUT, OF_A_SILO, BlobRef, UnitKey, UnitKind
 
 ROUNDS_KEPT = 3  # with all their results; older ones are in `history`
 HISTORY_CELLS = 1 << 16  # rounds x experts that `history` keeps
@@ -48,6 +49,8 @@ class HardState:
     asked: dict[str, int] = field(default_factory=dict)  # result's unit -> opinions asked so far
     waived: dict[str, str] = field(default_factory=dict)  # the latest, with their reasons
     last_at: float = 0.0  # time of the latest event
+    seats: dict[int, ev.SeatTaken] = field(default_factory=dict)  # of a private run
+    moves: list[ev.PricesMoved] = field(default_factory=list)
     # Derived: results whose audits are not settled, and those of them that the judge is to see.
     unsettled: dict[str, None] = field(default_factory=dict)
     to_judge: dict[str, None] = field(default_factory=dict)
@@ -91,6 +94,8 @@ class HardState:
                 audit_book.quarantined(self, event)
             case ev.NodeReadmitted():
                 audit_book.readmitted(self, event)
+            case ev.SeatTaken() | ev.PricesMoved():
+                silo_book.apply(self, event)
             case _:
                 membership.apply(self, event)
 
@@ -102,8 +107,8 @@ class HardState:
         self.contributors.pop(event.unit_id, None)
         self.started.pop(event.unit_id, None)
         key = UnitKey.parse(event.unit_id)
-        if key.kind is UnitKind.TRAIN_SEED:
-            self._open = None  # the experts start from it
+        if key.kind in (UnitKind.TRAIN_SEED, UnitKind.SILO_BLOCK):
+            self._open = None  # the experts start from it, silos count with all routers
         else:
             self.came_closed(key)
         if key.kind is UnitKind.AUDIT:
@@ -187,6 +192,14 @@ class HardState:
         self._open = None
 
     @property
+    def divided(self) -> bool:
+        """Whether every expert's text is settled; silos divide their own themselves."""
+        if self.segments is not None:
+            return True
+        private = silo_book.is_private(self.manifest)
+        return private and not silo_book.has_public_text(self.manifest)
+
+    @property
     def waits_for_audits(self) -> bool:
         """Whether a result of the present phase is not settled yet."""
         return any(self.in_phase(UnitKey.parse(unit_id)) for unit_id in self.unsettled)
@@ -196,26 +209,31 @@ class HardState:
         past = next(reversed(self.history), 0)  # rounds come in order
         if key.kind is UnitKind.ROUTER_ROUND and 0 < key.index <= past:
             return 0 <= key.expert < self.experts  # in `history`: its round is over
+        if key.kind in OF_A_SILO and silo_book.is_over(self, key):
+            return True
         return key.unit_id in self.finished
 
     def phase_units(self) -> Iterator[UnitKey]:
-        """Units of the present phase and round, finished or not, in the order of work."""
+        """Units of the present phase and step, finished or not, in the order of work."""
         yield from self._work_units()
         if self.phase is not Phase.PAUSED:
             opinions = (self.audits[unit_id].key for unit_id in self.unsettled)
             yield from (key for key in opinions if self.in_phase(key))
 
     def _work_units(self) -> Iterator[UnitKey]:
+        private = silo_book.is_private(self.manifest)
         match self.phase:
+            case Phase.ROUTING | Phase.EVALUATING if private:
+                yield from silo_book.units_of(self, self.phase)
             case Phase.ROUTING if self.round:
                 for expert in range(self.experts):
                     yield UnitKey(UnitKind.ROUTER_ROUND, expert, self.round)
             case Phase.SHARDING:
                 for index in range(self.manifest.shard_count):
                     yield UnitKey(UnitKind.SHARD, index=index)
-                if self.manifest.heldout_sequences:
+                if self.manifest.heldout_sequences and not private:
                     yield UnitKey(UnitKind.SHARD, index=HELDOUT)
-            case Phase.TRAINING if self.segments is not None:
+            case Phase.TRAINING if self.divided:
                 seed = UnitKey(UnitKind.TRAIN_SEED)
                 if self.manifest.config.expert.init == "seed":
                     yield seed
@@ -234,7 +252,8 @@ class HardState:
             case UnitKind.ROUTER_ROUND:
                 ours = phase is Phase.ROUTING and key.index == self.round > 0
             case UnitKind.SHARD if key.index == HELDOUT:
-                return phase is Phase.SHARDING and self.manifest.heldout_sequences > 0
+                routed = self.manifest.heldout_sequences and not silo_book.is_private(self.manifest)
+                return phase is Phase.SHARDING and bool(routed)
             case UnitKind.SHARD:
                 return phase is Phase.SHARDING and 0 <= key.index < self.manifest.shard_count
             case UnitKind.TRAIN_SEED:
@@ -242,9 +261,12 @@ class HardState:
             case UnitKind.TRAIN_EXPERT:
                 seeded = self.manifest.config.expert.init != "seed"
                 seeded = seeded or self.is_finished(UnitKey(UnitKind.TRAIN_SEED))
-                ours = phase is Phase.TRAINING and seeded and self.segments is not None
+                ours = phase is Phase.TRAINING and seeded and self.divided
             case UnitKind.EVALUATE:
-                ours = phase is Phase.EVALUATING
+                private = silo_book.is_private(self.manifest)
+                ours = phase is Phase.EVALUATING and not private
+            case UnitKind.SILO_BLOCK | UnitKind.COUNT | UnitKind.EVALUATE_SILO:
+                return silo_book.silo_unit_in(self, phase, key)
             case UnitKind.AUDIT:
                 audit = self.audits.get(key.target)
                 if audit is None or audit.verdict or audit.number != key.index:

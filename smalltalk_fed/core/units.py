@@ -4,6 +4,8 @@ A unit id is a path such as `router_round/2/7` (expert 2, round 7), `shard/3`,
 `shard/heldout`, `train_seed`, `train_expert/2` or `evaluate/2`; `audit/1/router_round/2/7` is
 the first other node's opinion on a result. Any node can do any unit, but nobody audits its
 own work: what it needs is named by digest in `Unit.inputs`, the rest is in the run's manifest.
+In a private run, where text stays on its node, units belong to a seat: `silo_block/2/7` (seat
+2, block 7 of rounds), `count/2/7/0` (its first count after that block) and `evaluate_silo/2`.
 """
 
 from __future__ import annotations
@@ -23,9 +25,14 @@ class UnitKind(StrEnum):
     TRAIN_EXPERT = "train_expert"
     EVALUATE = "evaluate"
     AUDIT = "audit"
+    SILO_BLOCK = "silo_block"
+    COUNT = "count"
+    EVALUATE_SILO = "evaluate_silo"
 
 
 HELDOUT = -1  # the `index` of the unit that routes the held-out split
+# Of one silo, whose text nobody else has: for its node alone, and nobody can look at them.
+OF_A_SILO = (UnitKind.SILO_BLOCK, UnitKind.COUNT, UnitKind.EVALUATE_SILO)
 AUDITED = (UnitKind.ROUTER_ROUND, UnitKind.SHARD, UnitKind.TRAIN_EXPERT)
 COUNT_DIGITS = 18
 
@@ -36,8 +43,10 @@ class UnitKey:
 
     kind: UnitKind
     expert: int = -1
-    index: int = 0  # round (1..T) of a router_round, slice of a shard, number (1..) of an audit
+    index: int = 0  # round (1..T), slice of a shard, number (1..) of an audit, block (1..X)
     target: str = ""  # id of the unit that an audit is of
+    seat: int = -1  # of the silo whose text the unit is about
+    turn: int = 0  # of a count: the how-many-th after its block
 
     @property
     def unit_id(self) -> str:
@@ -51,6 +60,12 @@ class UnitKey:
                 return "train_seed"
             case UnitKind.AUDIT:
                 return f"audit/{self.index}/{self.target}"
+            case UnitKind.SILO_BLOCK:
+                return f"silo_block/{self.seat}/{self.index}"
+            case UnitKind.COUNT:
+                return f"count/{self.seat}/{self.index}/{self.turn}"
+            case UnitKind.EVALUATE_SILO:
+                return f"evaluate_silo/{self.seat}"
             case _:
                 return f"{self.kind}/{self.expert}"
 
@@ -72,6 +87,13 @@ class UnitKey:
                     key = cls(UnitKind(kind), _count(expert))
                 case ["audit", number, *target] if _count(number) > 0:
                     key = audit_key(cls.parse("/".join(target)), _count(number))
+                case ["silo_block", seat, block]:
+                    key = cls(UnitKind.SILO_BLOCK, index=_count(block), seat=_count(seat))
+                case ["count", seat, block, turn]:
+                    where = (_count(seat), _count(turn))
+                    key = cls(UnitKind.COUNT, -1, _count(block), "", *where)
+                case ["evaluate_silo", seat]:
+                    key = cls(UnitKind.EVALUATE_SILO, seat=_count(seat))
                 case _:
                     raise ValueError
         except ValueError:
@@ -109,8 +131,10 @@ class Unit:
     """A unit with all that a node needs to do it.
 
     `start_step` > 0: an expert goes on at this step from the input "state", the weights that
-    were collected there. `weights`: the experts' shares of a slice; empty: as configured.
+    were collected there. `weights`: the experts' shares of a slice; empty: as configured. In a
+    private run: each expert's part of all silos' training text.
     `sample`: which sequences an audit looks at; drawn after the result was in.
+    `prices`: nats by which the routers' scores are corrected, one an expert; empty: not at all.
     """
 
     key: UnitKey
@@ -118,6 +142,7 @@ class Unit:
     start_step: int = 0
     weights: tuple[float, ...] = ()
     sample: int = 0
+    prices: tuple[float, ...] = ()
 
     @property
     def unit_id(self) -> str:

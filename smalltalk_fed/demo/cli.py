@@ -20,6 +20,8 @@ from rich.text import Text
 from smalltalk_fed.demo.folder import DemoFolder, claim
 from smalltalk_fed.demo.live import size
 from smalltalk_fed.demo.recipe import Preset
+from smalltalk_fed.demo.stage import DemoOptions
+from smalltalk_fed.errors import UserError
 
 REPORT_JSON, REPORT_HTML, REPORT_PNG = "report.json", "report.html", "report.png"
 SAMPLE_CHARACTERS = 160
@@ -30,7 +32,10 @@ def demo(
         "demo"
     ),
     seed: Annotated[int, typer.Option(min=0, help="Fixes everything that is random.")] = 1,
-    experts: Annotated[int, typer.Option(min=1, max=64, help="Experts, and routers.")] = 4,
+    experts: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Experts, and routers.", show_default="4"),
+    ] = None,
     nodes: Annotated[
         int | None, typer.Option(min=1, max=64, help="Node processes; one an expert if not given.")
     ] = None,
@@ -42,6 +47,13 @@ def demo(
         list[str] | None,
         typer.Option("--set", help="Change one key of the run: --set expert.steps=300"),
     ] = None,
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private",
+            help="Four silos of two domains each, whose text never leaves them; no dense model.",
+        ),
+    ] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the coordinator's and the nodes' folders.")
     ] = False,
@@ -54,15 +66,14 @@ def demo(
     A coordinator and nodes run as processes of their own and talk mutual-TLS gRPC on loopback.
     On two idle cores it takes some minutes.
     """
-    from smalltalk_fed.demo.driver import Demo
-    from smalltalk_fed.demo.stage import DemoOptions
-
     console = Console(stderr=as_json, highlight=False)
+    if private and (experts or nodes):
+        raise UserError("--private has four silos with two experts each; leave --experts out.")
     _check_parts()
     options = DemoOptions(
         seed=seed,
-        experts=experts,
-        nodes=nodes or experts,
+        experts=experts or 4,
+        nodes=nodes or experts or 4,
         preset=preset,
         settings=tuple(settings or ()),
         command=shlex.join(["smalltalk", *sys.argv[1:]]),
@@ -70,6 +81,11 @@ def demo(
     folder, replaced = claim(out)
     if replaced:
         console.print(f"An earlier demo was in {escape(str(out))}; it is replaced.", style="dim")
+    if private:
+        _private(folder, options, console, keep=keep, as_json=as_json)
+        return
+    from smalltalk_fed.demo.driver import Demo
+
     run = Demo(folder, options, console)
     findings = run.run()
     report = _write_report(folder, run, findings)
@@ -78,6 +94,21 @@ def demo(
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     _print_summary(console, folder, report)
+
+
+def _private(
+    folder: DemoFolder, options: DemoOptions, console: Console, *, keep: bool, as_json: bool
+) -> None:
+    from smalltalk_fed.demo.silos import SiloDemo, print_summary
+
+    report = SiloDemo(folder, options, console).run()
+    text = json.dumps(report, indent=1, allow_nan=False)
+    (folder.path / REPORT_JSON).write_text(text + "\n", encoding="utf-8")
+    if not keep:
+        folder.remove_work()
+    if as_json:
+        typer.echo(text)
+    print_summary(console, report)
 
 
 def _check_parts() -> None:

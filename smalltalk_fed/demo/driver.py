@@ -41,7 +41,7 @@ class Demo:
         """
         stage = self._stage
         # A polite end by `kill` is an end like Ctrl-C: the children must not outlive us.
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        before = signal.signal(signal.SIGTERM, interrupt)
         try:
             with Children(stage.folder.logs) as children, stage.view:
                 running.prepare(stage, children)
@@ -60,5 +60,6 @@ class Demo:
         self._stage.step(step, work)
 
 
-def _interrupt(number: int, frame: object) -> None:
+def interrupt(number: int, frame: object) -> None:
+    """A signal's handler."""
     raise KeyboardInterrupt

@@ -33,7 +33,13 @@ from smalltalk_fed.wire.secret_files import write_secret
 from smalltalk_fed.wire.signing import SigningKey, sign_presence, verify_unit
 from smalltalk_fed.worksite import machine
 from smalltalk_fed.worksite.cache import BlobCache, ref_of
-from smalltalk_fed.worksite.corpora import checked_manifest, corpus_bytes, open_corpus
+from smalltalk_fed.worksite.corpora import (
+    check_corpus,
+    corpus_bytes,
+    open_corpus,
+    signed_manifest,
+    text_path,
+)
 from smalltalk_fed.worksite.folders import Workplace, forget_run, unit_folder
 from smalltalk_fed.worksite.guard import Guard
 from smalltalk_fed.worksite.identity import NodeFolder
@@ -66,7 +72,7 @@ def introduce(settings: NodeSettings, question: Question, now: float) -> Introdu
     """
     folder = NodeFolder.open(settings.folder)
     with folder.locked():
-        key, corpus = folder.signing_key(), open_corpus(folder, settings.corpus)
+        key, corpus = folder.signing_key(), open_corpus(folder, text_path(folder, settings.corpus))
         seen = machine.probe(folder.path, settings.device)
         join = msg.Join(
             node_id_of(key_of_node(key)),
@@ -90,7 +96,7 @@ def take_turn(settings: NodeSettings, order: Order) -> Report:
     began = time.monotonic()
     folder = NodeFolder.open(settings.folder)
     with folder.locked():
-        corpus = open_corpus(folder, settings.corpus)
+        corpus = open_corpus(folder, text_path(folder, settings.corpus))
         try:
             welcome = convert.welcome_from_proto(pb.JoinReply.FromString(order.welcome))
             reply = pb.ExchangeReply.FromString(order.exchange)
@@ -122,7 +128,8 @@ def _manifest(folder: NodeFolder, welcome: convert.Welcome, corpus: TokenCorpus)
         known = str(seen.get(RunManifest.from_bytes(welcome.manifest).run_id, ""))
     except (RecursionError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged; name a new folder for this node.") from None
-    manifest = checked_manifest(welcome, known, corpus)
+    manifest = signed_manifest(welcome, known)
+    check_corpus(manifest, corpus)
     if not known:
         seen[manifest.run_id] = welcome.coordinator_key.hex()
         write_secret(path, json.dumps(seen, indent=1, sort_keys=True).encode() + b"\n")

@@ -10,17 +10,21 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from smalltalk_fed import __version__
 from smalltalk_fed.config.model_config import read_model_config
+from smalltalk_fed.config.private import seat_experts, seat_of
 from smalltalk_fed.core.handout import final_routers
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.silo_book import is_private, prices
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import UnitKey, UnitKind
 from smalltalk_fed.errors import WorldError
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.durable import sync, sync_tree
 from smalltalk_fed.host.folder import RunFolder
+from smalltalk_fed.host.seat_status import price_moves, seats_status
 from smalltalk_fed.host.status import evaluation, routing_rounds, shard_figures
 from smalltalk_fed.mixture.package import (
     WEIGHTS_FILE,
@@ -90,7 +94,6 @@ def _expert(source: _Source, making: Path, index: int) -> ExpertEntry:
         _place(source.blobs, outputs["weights"].digest, target / WEIGHTS_FILE)
         for file in (source.folder.path / "tokenizer").iterdir():
             shutil.copy(file, target / file.name)
-    segments = state.segments
     shape = state.manifest.config.expert.model
     return ExpertEntry(
         index=index,
@@ -101,7 +104,7 @@ def _expert(source: _Source, making: Path, index: int) -> ExpertEntry:
         trained_by=accepted.node_id,
         trained_by_name=state.nodes[accepted.node_id].name,
         signature=accepted.signature,
-        sequences=int(segments.figures[f"load_{index}"]) if segments else 0,
+        sequences=_sequences(state, index),
         tokens=int(accepted.figures.get("tokens", 0)),
     )
 
@@ -120,21 +123,44 @@ def _manifest(
         router_shape=manifest.config.router.model,
         routers=routers,
         experts=experts,
-        prices=(0.0,) * state.experts,  # a uniform prior: no balancing at inference
+        # The prior of inference: uniform where text is shared, and no balancing.
+        prices=prices(state),
         provenance={
             "smalltalk_fed": __version__,
             "manifest": manifest.model_dump(mode="json"),
-            "corpus_overlap": "routers and experts are trained on the same corpus",
+            "corpus_overlap": _overlap(state),
             "nodes": {node.node_id: node.name for node in state.nodes.values()},
             "signing_keys": {node.node_id: node.signing_key for node in state.nodes.values()},
             "finished_unix_s": state.entered_at.get(Phase.FINISHED.value),
         },
         metrics={
             "heldout": evaluation(state),
-            "shards": shard_figures(state),
-            "last_round": routing_rounds(state)[-1],
+            **_routing(state),
         },
     )
+
+
+def _sequences(state: HardState, expert: int) -> int:
+    """Training sequences of an expert's segment; of a silo an even part of its text is one, too."""
+    shared = int(state.segments.figures[f"load_{expert}"]) if state.segments else 0
+    if not is_private(state.manifest):
+        return shared
+    config = state.manifest.config
+    seat = seat_of(config, expert)
+    return shared + state.seats[seat].train_sequences // len(seat_experts(config)[seat])
+
+
+def _overlap(state: HardState) -> str:
+    if is_private(state.manifest):
+        return "routers and experts are trained on the same text, each silo's on its own"
+    return "routers and experts are trained on the same corpus"
+
+
+def _routing(state: HardState) -> dict[str, Any]:
+    """How the division came out: by rounds and slices, or by silos' counts."""
+    if is_private(state.manifest):
+        return {"prices": price_moves(state)[-1], "seats": seats_status(state, set())}
+    return {"shards": shard_figures(state), "last_round": routing_rounds(state)[-1]}
 
 
 def _place(blobs: BlobStore, digest: str, target: Path) -> None:

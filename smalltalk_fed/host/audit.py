@@ -21,8 +21,9 @@ from typing import Any
 
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core.retention import needed_blobs
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.core.units import BlobRef
-from smalltalk_fed.errors import DamagedBlob, SmalltalkError
+from smalltalk_fed.errors import DamagedBlob, SmalltalkError, UserError
 from smalltalk_fed.host.audit_events import Trail
 from smalltalk_fed.host.chain import rows_after
 from smalltalk_fed.host.database import explained
@@ -84,8 +85,14 @@ def audit(folder: RunFolder) -> AuditReport:
     """Read the whole run.
 
     Raises:
+        UserError: the run is private: which sequences were used, only its silos know.
         WorldError: the disk refuses, or the journal itself is damaged.
     """
+    if is_private(folder.manifest):
+        raise UserError(
+            "the text of a private run stays on its nodes, and no list of it ever comes here: "
+            "what was trained on what can't be proved from this folder."
+        )
     return _Audit(folder).run()
 
 

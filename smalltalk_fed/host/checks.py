@@ -18,6 +18,7 @@ from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.mixture.audit import decode_opinion, uniform_nats
 from smalltalk_fed.mixture.idlists import decode_experts
 from smalltalk_fed.mixture.scores import decode_scores, step_nats
+from smalltalk_fed.mixture.silo_prices import decode_counts
 from smalltalk_fed.wire.tensors import check_finite, check_weights, expected_llama_tensors
 
 WORST_MEAN = 1.5  # times a uniform guess's score: the mean of a block must be better
@@ -60,11 +61,14 @@ def _check_output(manifest: RunManifest, key: UnitKey, ref: BlobRef, blobs: Blob
             start, stop = manifest.shard_range(key.index)
             count = stop - start
         decode_experts(blobs.get(ref.digest), count, manifest.experts)
+    elif ref.name == "counts":
+        floor = manifest.config.private.count_floor
+        decode_counts(blobs.get(ref.digest), manifest.experts, floor)
     elif ref.name == "config":
         check_expert_config(manifest, blobs.get(ref.digest))
-    elif ref.name in ("parameters", "weights"):
+    elif ref.name in ("parameters", "weights") or key.kind is UnitKind.SILO_BLOCK:
         path = blobs.path(ref.digest)
-        router = key.kind is UnitKind.ROUTER_ROUND
+        router = key.kind in (UnitKind.ROUTER_ROUND, UnitKind.SILO_BLOCK)
         if not router and manifest.config.expert.init not in ("fresh", "seed"):
             check_finite(path)  # a pretrained model has a shape of its own
             return

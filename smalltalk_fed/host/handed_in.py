@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import known
-from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.handout import handed_out_from, unit
+from smalltalk_fed.core.results import brings
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import Result, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, Refused
@@ -53,7 +53,7 @@ def check_wanted(state: HardState, unit_id: str, name: str) -> None:
         Refused: the unit is not asked for.
     """
     key = UnitKey.parse(unit_id)
-    if name not in outputs_of(state.manifest, key):
+    if name not in brings(state, key):
         raise Malformed(f"{unit_id} has no output '{name[:40]}'")
     if not state.in_phase(key) and not state.is_finished(key):
         raise Refused(f"{unit_id} is not part of the run's present phase")

@@ -4,7 +4,7 @@
 process so that no node waits for a reply meanwhile (a full-size chunk takes seconds). Score
 blocks come in as int16, ids go out as id lists. A block that can't be used names its unit
 as the culprit; with audits on, nothing is divided by blocks that look odd until they were
-audited. Judging results is `judge`'s part.
+audited. Judging results is `judge`'s part, a private run's prices are `prices`'.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from smalltalk_fed.core.messages import (
     JobFinished,
     JudgeJob,
     Outcome,
+    PricesJob,
     SegmentsJob,
     Suspects,
 )
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.judge import judge
+from smalltalk_fed.host.prices import move
 from smalltalk_fed.mixture.assignment import (
     assign,
     equal_capacity,
@@ -91,6 +93,8 @@ def run_job(manifest: RunManifest, job: Job, blob_folder: Path) -> Outcome:
             return _segments(manifest, job, blobs)
         case JudgeJob():
             return judge(manifest, job, blobs)
+        case PricesJob():
+            return move(manifest, job, blobs)
 
 
 def run_job_counted(manifest: RunManifest, job: Job, blob_folder: Path) -> tuple[Outcome, float]:

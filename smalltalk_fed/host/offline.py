@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.clock import Clock
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.journal import Journal
 from smalltalk_fed.host.recovery import recover
+from smalltalk_fed.host.seat_status import count_rows
 from smalltalk_fed.host.status import run_status
 from smalltalk_fed.telemetry.ledger import Ledger
 
@@ -45,6 +47,7 @@ def status_offline(folder: RunFolder, clock: Clock) -> dict[str, Any]:
         return {
             **run_status(coordinator, now),
             "bytes": {**ledger.totals(), "rows": ledger.to_json()},
+            "counts": count_rows(coordinator.state, BlobStore(folder.blobs)),
             "coordinator": None,
             "mixture": str(folder.mixture) if folder.mixture.exists() else None,
         }

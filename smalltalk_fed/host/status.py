@@ -5,7 +5,6 @@ Reads, never changes. Names are stable: `--json` users lean on them.
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 import time
@@ -14,9 +13,11 @@ from typing import Any
 
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.core.state import HardState, all_rounds
 from smalltalk_fed.core.units import UnitKey, UnitKind
 from smalltalk_fed.host.audit_status import audit_status, node_audits
+from smalltalk_fed.host.seat_status import perplexities, private_status, silos_evaluation
 
 
 def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "shards": shard_figures(state),
         "experts_done": experts_done(state),
         "evaluation": evaluation(state),
+        **private_status(coordinator, now),
         "failures": {
             key.unit_id: [{"node_id": node, "reason": reason} for node, reason in failures]
             for key, failures in leases.failures.items()
@@ -167,18 +169,12 @@ def experts_done(state: HardState) -> list[dict[str, Any]]:
 
 def evaluation(state: HardState) -> dict[str, Any] | None:
     """The mixture's held-out perplexity out of the `evaluate` units, once all are in."""
+    if is_private(state.manifest):
+        return silos_evaluation(state)
     if state.phase is not Phase.FINISHED or not state.manifest.heldout_sequences:
         return None
     rows = [
         state.finished[UnitKey(UnitKind.EVALUATE, expert).unit_id].figures
         for expert in range(state.experts)
     ]
-    suffix_nll = sum(row["suffix_nll"] for row in rows)
-    suffix_tokens = sum(row["suffix_tokens"] for row in rows)
-    all_nll = suffix_nll + sum(row["prefix_nll"] for row in rows)
-    all_tokens = suffix_tokens + sum(row["prefix_tokens"] for row in rows)
-    return {
-        "suffix_ppl": math.exp(suffix_nll / suffix_tokens) if suffix_tokens else None,
-        "all_ppl": math.exp(all_nll / all_tokens) if all_tokens else None,
-        "experts": [dict(row) for row in rows],
-    }
+    return {**perplexities(rows), "experts": [dict(row) for row in rows]}

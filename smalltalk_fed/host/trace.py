@@ -160,7 +160,12 @@ class _Tracer:
                     self._use(event.unit_id, "the seed model")
                 if mine:
                     self._use("the mixture", event.unit_id)
-            case UnitKind.EVALUATE if mine:
+            case UnitKind.SILO_BLOCK if mine:
+                self._use("the mixture's routers", f"routers of seat {key.seat}")
+                self._use("every silo's counts, and the prices", f"routers of seat {key.seat}")
+            case UnitKind.COUNT if mine:
+                self._use("the prices", f"counts of seat {key.seat}")
+            case UnitKind.EVALUATE | UnitKind.EVALUATE_SILO if mine:
                 self._use("the mixture's perplexity", event.unit_id)
 
     def _segments(self) -> None:

@@ -24,10 +24,12 @@ from smalltalk_fed.core.messages import (
     Judged,
     JudgeJob,
     Outcome,
+    PricesJob,
     SegmentsJob,
     Suspects,
 )
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKind
+from smalltalk_fed.errors import OurError
 from smalltalk_fed.mixture.assignment import equal_capacity, random_assignment, weighted_capacity
 from smalltalk_fed.mixture.idlists import HEADER_BYTES, decode_ids, encode_ids
 from smalltalk_fed.mixture.permutation import chunk_ids, shard_ids
@@ -115,6 +117,8 @@ def do_job(manifest: RunManifest, job: Job, blobs: Blobs) -> Outcome:
             return Suspects(job.job_id, odd) if odd else _divide(manifest, job, blobs)
         case SegmentsJob():
             return _divide(manifest, job, blobs)
+        case PricesJob():
+            raise OurError(f"{job.job_id} in a simulated world, which has no silos")
 
 
 def inputs_of(job: Job) -> tuple[BlobRef, ...]:
@@ -126,6 +130,8 @@ def inputs_of(job: Job) -> tuple[BlobRef, ...]:
             return job.shards
         case JudgeJob():
             return (*job.outputs, *(ref for _, ref in job.opinions))
+        case PricesJob():
+            return job.counts
 
 
 def judge(job: JudgeJob, blobs: Blobs) -> Judged:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.units import HELDOUT, Unit, UnitKey, UnitKind
+from smalltalk_fed.errors import OurError
 
 _BACKWARD = 3  # training on a sequence costs so many times what scoring it does
 _SCORED = 6  # parts of an audit's sample, each as large, that are scored
@@ -37,6 +38,8 @@ class Effort:
                 return self.evaluate_s
             case UnitKind.AUDIT:
                 return self._audit_s(UnitKey.parse(unit.key.target), manifest)
+            case UnitKind.SILO_BLOCK | UnitKind.COUNT | UnitKind.EVALUATE_SILO:
+                raise OurError(f"{unit.unit_id} in a simulated world, which has no silos")
 
     def _audit_s(self, target: UnitKey, manifest: RunManifest) -> float:
         """A sample instead of the whole, and no training."""

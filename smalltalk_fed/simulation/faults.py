@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 
-from smalltalk_fed.core.messages import Job, JudgeJob, SegmentsJob
+from smalltalk_fed.core.messages import Job, JudgeJob, PricesJob, SegmentsJob
 
 
 class CommitPoint(StrEnum):
@@ -119,7 +119,7 @@ class BadBlock:
             return job.opinions[self.expert % len(job.opinions)][0]
         if isinstance(job, SegmentsJob):
             return f"shard/{self.expert % len(job.shards)}"
-        if not job.scores:
+        if isinstance(job, PricesJob) or not job.scores:
             return ""
         return f"router_round/{self.expert % len(job.scores)}/{job.round - 1}"
 

@@ -37,6 +37,8 @@ _KIND_OF_BLOB = {
     "state": "weights",
     "seed": "seed",
     "audit": "audit",
+    "counts": "counts",
+    "tokenizer": "tokenizer",
 }
 # Lines that are no blobs. Whatever else a peer calls a thing is "other": names are not free.
 _OTHER_LINES = frozenset({"join", "exchange", "leave", "blob_state"}) | _DATA
@@ -47,14 +49,16 @@ def kind_of(name: str, unit_id: str = "") -> str:
 
     Blobs: `parameters` (also of a `router-3` that is broadcast, and those `before` a round),
     `scores`, `experts` (which expert each sequence goes to), `ids`, `config`, `weights` (also
-    of a `state`: an expert's part-way), `seed`, `audit`. Calls: their name in lower case, such
-    as `exchange`. Anything else: `other`. `unit_id` tells the seed model's upload from an
-    expert's.
+    of a `state`: an expert's part-way, and of a `weights-3` that is public), `seed`, `audit`,
+    `counts`, `tokenizer`. Calls: their name in lower case, such as `exchange`. Anything else:
+    `other`. `unit_id` tells the seed model's upload from an expert's.
     """
     if name == "weights" and unit_id == "train_seed":
         return "seed"
     if name.startswith("router-"):
         return "parameters"
+    if name.startswith("weights-"):
+        return "weights"
     line = name.lower()
     return _KIND_OF_BLOB.get(name, line if line in _OTHER_LINES else "other")
 

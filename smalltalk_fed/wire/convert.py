@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from smalltalk_fed.config.manifest import MAX_SEQUENCES
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import Malformed, TooLarge, shown
@@ -73,6 +74,8 @@ def capabilities_to_proto(capabilities: msg.Capabilities) -> pb.Capabilities:
         corpus_digest=capabilities.corpus_digest,
         corpus_bytes=capabilities.corpus_bytes,
         software=shown(capabilities.software, MAX_SOFTWARE_CHARS),
+        train_sequences=capabilities.train_sequences,
+        heldout_sequences=capabilities.heldout_sequences,
     )
 
 
@@ -86,6 +89,8 @@ def capabilities_from_proto(capabilities: pb.Capabilities) -> msg.Capabilities:
         corpus_digest=text(capabilities.corpus_digest, 2 * DIGEST_BYTES, "the corpus digest"),
         corpus_bytes=integer(capabilities.corpus_bytes, "the corpus's size"),
         software=text(capabilities.software, MAX_SOFTWARE_CHARS, "the software's name"),
+        train_sequences=_sequences(capabilities.train_sequences),
+        heldout_sequences=_sequences(capabilities.heldout_sequences),
     )
 
 
@@ -96,6 +101,8 @@ def join_to_proto(join: msg.Join) -> pb.JoinRequest:
         protocol_version=join.protocol_version,
         signing_key=join.signing_key,
         capabilities=capabilities_to_proto(join.capabilities),
+        seat=join.seat + 1,
+        share=join.share,
     )
 
 
@@ -109,6 +116,8 @@ def join_from_proto(node_id: str, request: pb.JoinRequest) -> msg.Join:
         request.protocol_version,
         request.signing_key,
         capabilities_from_proto(request.capabilities),
+        request.seat - 1,
+        text(request.share, MAX_NAME_CHARS, "who may have the experts' weights") or "never",
     )
 
 
@@ -294,6 +303,12 @@ def upload_from_proto(part: pb.BlobPart) -> Upload:
     if part.offset > ref.size:
         raise Malformed(f"an upload of {ref.size} bytes can't begin at offset {part.offset}")
     return Upload(ref, unit_id_text(part.unit_id), part.offset)
+
+
+def _sequences(count: int) -> int:
+    if count > MAX_SEQUENCES:
+        raise TooLarge(f"a text of {count} sequences is over {MAX_SEQUENCES}")
+    return count
 
 
 def _optional_unit_id(value: str) -> str:

@@ -17,6 +17,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.catalogue import size_limit
+from smalltalk_fed.core.silo_book import has_public_text, is_private
 from smalltalk_fed.errors import OurError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire import values
@@ -59,12 +60,21 @@ DESCRIPTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("JoinRequest", "protocol_version"): ("version of the protocol", _COUNT),
     ("JoinRequest", "signing_key"): ("public key that results are signed with", "32 bytes"),
     ("JoinRequest", "capabilities"): ("what this machine has", ""),
+    ("JoinRequest", "seat"): ("in a private run: the seat that was given with --seat", _COUNT),
+    ("JoinRequest", "share"): (
+        "in a private run: who may have this node's experts, as given with --weights", _NAME),
     ("Capabilities", "device"): ("kind of device: cpu, cuda, mps", _SOFTWARE),
     ("Capabilities", "threads"): ("number of threads", _COUNT),
     ("Capabilities", "memory_bytes"): ("size of the machine's memory", _COUNT),
     ("Capabilities", "tokens_per_s"): ("speed of the last router round", _NUMBER),
-    ("Capabilities", "corpus_digest"): ("SHA-256 of the corpus's manifest", "64 characters"),
+    ("Capabilities", "corpus_digest"): (
+        "SHA-256 of the corpus's manifest; in a private run keyed with a secret of this node, so "
+        "that it tells whether the text is the same as before and nothing else", "64 characters"),
     ("Capabilities", "corpus_bytes"): ("size of the corpus", _COUNT),
+    ("Capabilities", "train_sequences"): (
+        "in a private run: how many sequences of text this node trains on", _COUNT),
+    ("Capabilities", "heldout_sequences"): (
+        "in a private run: how many sequences it holds out", _COUNT),
     ("Capabilities", "software"): ("versions of smalltalk-fed, Python and torch", _SOFTWARE),
     ("ExchangeRequest", "incarnation"): ("as at Join", _COUNT),
     ("ExchangeRequest", "working"): ("the unit in work", ""),
@@ -110,14 +120,22 @@ BLOBS: dict[str, tuple[str, str, str]] = {
                    "4 bytes a parameter"),
     "scores": ("router_round: every round but the last",
                "one log-likelihood of each sequence's prefix, to 1/32 nat", "2 bytes a sequence"),
-    "experts": ("shard: once for each slice", "the expert's number for each sequence",
+    "experts": ("shard: once for each slice of the run's corpus; in a private run that is the "
+                "public text", "the expert's number for each sequence",
                 "1 or 2 bytes a sequence"),
     "audit": ("audit: once", "log-likelihoods of a small sample of sequences under another "
               "node's router or expert, to 1/32 nat", "2 bytes a score"),
-    "config": ("train_expert: once, if the run collects experts",
+    "router-N": ("silo_block, in a private run: every few rounds",
+                 "parameters of the tiny router of this node's expert N, which is a language "
+                 "model of the prefixes of this node's text", "4 bytes a parameter"),
+    "counts": ("count, in a private run: after each silo_block, and some more at the end",
+               "how many held-out sequences each router would win, below the run's floor withheld, "
+               "above it rounded down", "4 bytes an expert"),
+    "config": ("train_expert: once, if the run collects experts and the owner allows it",
                "shape of the expert, config.json", "about 1 KiB"),
-    "weights": ("train_expert and train_seed: at the end, if the run collects experts or has a "
-                "seed; every N steps, if the run collects so",
+    "weights": ("train_expert and train_seed: at the end, if the run collects experts (in a "
+                "private run: if the owner allows it, too) or has a seed; every N steps, if the "
+                "run collects so",
                 "weights of the model", "4 bytes a parameter"),
 }  # fmt: skip
 
@@ -136,6 +154,7 @@ FIGURES: dict[str, str] = {
     "tokens_per_s": "speed",
     "seconds": "time that it took",
     "sequences": "sequences that were divided or evaluated",
+    "elsewhere": "held-out sequences of a silo that another silo's expert wins, rounded down",
     "displaced_fraction": "part of a slice that balance sent to another expert than its best",
     "excess_nats": "what that cost",
     "prefix_nll": "sum of losses over the prefixes of all sequences",
@@ -143,6 +162,16 @@ FIGURES: dict[str, str] = {
     "prefix_tokens": "tokens that the first sum is over",
     "suffix_tokens": "tokens that the second sum is over",
 }
+
+
+# Outputs that leave in one regime alone.
+_SHARED = frozenset({"parameters", "scores", "experts", "audit"})
+_PRIVATE = frozenset({"router-N", "counts"})
+
+
+def blob_kind(name: str) -> str:
+    """The row of `BLOBS` that an output belongs to: `router-3` is a `router-N`."""
+    return re.sub(r"^router-[0-9]{1,9}$", "router-N", name)
 
 
 def figure_is_declared(name: str) -> bool:
@@ -161,10 +190,11 @@ class EgressRow:
     size: str
 
 
-def egress_rows(manifest: RunManifest | None = None) -> list[EgressRow]:
+def egress_rows(manifest: RunManifest | None = None, weights: str = "public") -> list[EgressRow]:
     """Every field and blob that can leave a node, in the order of the conversation.
 
-    With `manifest`, blobs have this run's limits.
+    With `manifest`, blobs have this run's limits. `weights`: who the owner lets have its experts
+    in a private run.
 
     Raises:
         OurError: a field has no description.
@@ -174,7 +204,7 @@ def egress_rows(manifest: RunManifest | None = None) -> list[EgressRow]:
         for call, when, descriptor in CALLS
         for path, what, size in _fields(descriptor, "")
     ]
-    return rows + list(_blob_rows(manifest))
+    return rows + list(_blob_rows(manifest, weights))
 
 
 def _fields(descriptor: Descriptor, prefix: str) -> Iterator[tuple[str, str, str]]:
@@ -194,17 +224,27 @@ def _fields(descriptor: Descriptor, prefix: str) -> Iterator[tuple[str, str, str
             yield path, *found
 
 
-def _blob_rows(manifest: RunManifest | None) -> Iterator[EgressRow]:
+def _blob_rows(manifest: RunManifest | None, weights: str) -> Iterator[EgressRow]:
     for name, (when, what, size) in BLOBS.items():
         if manifest is not None:
             limit = size_limit(manifest, name)
             size = f"at most {limit:,} bytes in this run"
-            if name in ("config", "weights") and not _weights_leave(manifest, name):
+            if not may_leave(manifest, name, weights):
                 size = "never in this run"
         yield EgressRow("PutBlob", when, f"data: {name}", what, size)
 
 
-def _weights_leave(manifest: RunManifest, name: str) -> bool:
-    """Whether this run collects experts, or has a seed model (that has no config of its own)."""
+def may_leave(manifest: RunManifest, name: str, weights: str = "public") -> bool:
+    """Whether blobs of a row of `BLOBS` ever leave a node in this run.
+
+    Those of the other regime don't; weights and their config do if the run collects experts (and
+    the owner allows it, in a private run) or has a seed model, that has no config of its own.
+    """
+    if name in (_SHARED if is_private(manifest) else _PRIVATE):
+        return name == "experts" and has_public_text(manifest)
     expert = manifest.config.expert
+    if name not in ("config", "weights"):
+        return True
+    if is_private(manifest):
+        return expert.collects and "never" not in (expert.share, weights)
     return expert.collects or (name == "weights" and expert.init == "seed")

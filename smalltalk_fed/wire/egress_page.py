@@ -24,7 +24,11 @@ must be one of these requests, with no byte that its fields don't account for, a
 of those below, within its size; `--find TEXT` looks for a text of yours in all that left.
 
 In the regime `shared` every node can read the one corpus, so that scores and ids tell nobody
-anything about text that they don't have.
+anything about text that they don't have. In the regime `private` every node has text of its own:
+then no scores and no ids leave, but router parameters, counts, and sums over many sequences. A
+router is a small language model of the prefixes of its node's text, and whoever has it can ask it
+what it finds likely: docs/threat-model.md. Weights of experts leave only as far as both the run
+(`expert.share`) and the node's owner (`--weights`, `never` unless it is given) allow.
 """
 
 WORDS_IN_TEXTS = """## Fields that hold words

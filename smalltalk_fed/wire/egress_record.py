@@ -24,7 +24,7 @@ from smalltalk_fed.core.catalogue import size_limit
 from smalltalk_fed.errors import DataError, SmalltalkError, shown
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire import convert
-from smalltalk_fed.wire.egress import BLOBS, CALLS, figure_is_declared
+from smalltalk_fed.wire.egress import BLOBS, CALLS, blob_kind, figure_is_declared, may_leave
 
 UPLOAD = "PutBlob"
 LONGEST_BYTES = 4 << 20  # twice what gRPC lets through
@@ -151,7 +151,7 @@ def uploads(messages: Iterable[Sent]) -> list[Upload]:
 
 def undeclared_upload(upload: Upload, manifest: RunManifest | None = None) -> str:
     """What is wrong with an upload; the empty string if it is one that is declared."""
-    if upload.name not in BLOBS:
+    if blob_kind(upload.name) not in BLOBS:
         return f"a blob called '{upload.name}' is not declared"
     end = upload.offset + len(upload.data)
     if end > upload.size:
@@ -159,6 +159,8 @@ def undeclared_upload(upload: Upload, manifest: RunManifest | None = None) -> st
     if manifest is not None and upload.size > size_limit(manifest, upload.name):
         limit = size_limit(manifest, upload.name)
         return f"'{upload.name}' of {upload.unit_id} has {upload.size} bytes, over {limit}"
+    if manifest is not None and not may_leave(manifest, blob_kind(upload.name)):
+        return f"'{upload.name}' of {upload.unit_id} is not for this run, and never leaves in it"
     whole = upload.offset == 0 and end == upload.size
     if whole and hashlib.sha256(upload.data).hexdigest() != upload.digest:
         return f"'{upload.name}' of {upload.unit_id} is not what its digest says"

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.config.private import seat_experts
 from smalltalk_fed.core.catalogue import outputs_of, size_limit
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.core.units import UnitKey, UnitKind
 
 MIB = 1 << 20
@@ -101,7 +103,8 @@ class RunLimits:
     def of(cls, manifest: RunManifest) -> RunLimits:
         """The limits of a run."""
         run, up, down = manifest.config.run, unit_bytes_up(manifest), unit_bytes_down(manifest)
-        inputs = manifest.experts + 16  # a slice needs every router
+        silos = is_private(manifest)
+        inputs = manifest.experts * (1 + silos) + 16  # every router, and experts that are public
         nodes = CallLimits(
             calls_burst=200.0 + 4 * inputs,
             costs={"Join": COSTLY_CALL, "Leave": COSTLY_CALL},
@@ -112,7 +115,9 @@ class RunLimits:
             bytes_down=max(BYTES_LEAST, 2 * down),
         )
         at_once = manifest.experts * (1 + run.spare_copies) + LOOSE_BLOBS_MAX
-        return cls(up, down, nodes, DiskLimits(2 * up, up * at_once))
+        hosted = max(len(own) for own in seat_experts(manifest.config)) if silos else 0
+        blobs = max(LOOSE_BLOBS_MAX, 2 * hosted)
+        return cls(up, down, nodes, DiskLimits(2 * up, up * at_once, blobs))
 
 
 # An address may be that of a thousand machines behind one router that all come back at once.
@@ -131,6 +136,7 @@ def unit_bytes_up(manifest: RunManifest) -> int:
         UnitKey(UnitKind.SHARD, index=0),
         UnitKey(UnitKind.TRAIN_EXPERT, 0),
         UnitKey(UnitKind.AUDIT, 0, 1),
+        *(UnitKey(UnitKind.SILO_BLOCK, index=1, seat=seat) for seat in range(_seats(manifest))),
     ]
     if manifest.config.expert.init == "seed":
         keys.append(UnitKey(UnitKind.TRAIN_SEED))
@@ -150,4 +156,10 @@ def unit_bytes_down(manifest: RunManifest) -> int:
     sharding = manifest.experts * router
     training = 2 * weights + 16 + 8 * all_ids  # a seed, the state part-way and the segment
     judging = weights + sharding + 16 + 8 * all_ids  # an opinion on an expert
+    if is_private(manifest):  # every router, and every expert that others may have
+        return sharding + weights * manifest.experts + 16 + 8 * all_ids
     return max(routing, training, judging)
+
+
+def _seats(manifest: RunManifest) -> int:
+    return len(seat_experts(manifest.config)) if is_private(manifest) else 0

@@ -199,6 +199,7 @@ def _blobs(manifest: RunManifest) -> list[Row]:
         "scores": "2 bytes a sequence of a chunk, and 64",
         "experts": "2 bytes a sequence of a slice, and 64",
         "audit": "2 bytes a score of the sample, and 64",
+        "counts": "4 bytes an expert, and 64",
         "config": "64 KiB",
         "weights": "4 bytes a parameter of the expert, and 1 MiB, or `expert.weights_bytes_max`",
     }

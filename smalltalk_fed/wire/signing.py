@@ -165,6 +165,7 @@ def _handed_out(run_id: str, node_id: str, incarnation: int, unit: Unit) -> dict
         "start_step": unit.start_step,
         "weights": [float(weight) for weight in unit.weights],
         "sample": unit.sample,
+        **({"prices": [float(price) for price in unit.prices]} if unit.prices else {}),
     }
 
 

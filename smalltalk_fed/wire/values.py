@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from smalltalk_fed.config.private import MAX_SEAT_EXPERTS
 from smalltalk_fed.config.run import MAX_EXPERTS
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKey
 from smalltalk_fed.errors import Malformed, TooLarge, UserError, shown
@@ -20,8 +21,8 @@ MAX_REASON_CHARS = 500
 MAX_NAME_CHARS = 64
 MAX_SOFTWARE_CHARS = 200
 MAX_FIGURES = 64
-MAX_OUTPUTS = 8
-MAX_INPUTS = MAX_EXPERTS + 8  # a shard gets every router
+MAX_OUTPUTS = MAX_SEAT_EXPERTS + 8  # a silo's block brings a router for each of its experts
+MAX_INPUTS = 2 * MAX_EXPERTS + 8  # every router, and every expert that is public
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_RELEASED = 16
 MAX_ADDRESSES = 16
@@ -151,6 +152,7 @@ def unit_to_proto(unit: Unit) -> pb.Unit:
         start_step=unit.start_step,
         weights=unit.weights,
         sample=unit.sample,
+        prices=unit.prices,
     )
 
 
@@ -162,7 +164,11 @@ def unit_from_proto(unit: pb.Unit) -> Unit:
     weights = tuple(number(weight, "an expert's share", 0.0) for weight in unit.weights)
     inputs = _blobs(unit.inputs, MAX_INPUTS, "a work unit")
     start_step = integer(unit.start_step, "the first step")
-    return Unit(key, inputs, start_step, weights, integer(unit.sample, "the audit's sample"))
+    sample = integer(unit.sample, "the audit's sample")
+    if len(unit.prices) > MAX_EXPERTS:
+        raise TooLarge(f"a work unit has {len(unit.prices)} prices; at most {MAX_EXPERTS} can be")
+    prices = tuple(number(price, "an expert's price") for price in unit.prices)
+    return Unit(key, inputs, start_step, weights, sample, prices)
 
 
 def result_to_proto(result: Result) -> pb.Result:

@@ -20,12 +20,12 @@ from smalltalk_fed.worksite.limits import Limits
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-METRICS = "metrics"
+METRICS, SCORES = "metrics", "scores"
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where and with what this node works."""
+    """Where and with what this node works; `corpus` is the run's, or this silo's own text."""
 
     manifest: RunManifest
     corpus: TokenCorpus
@@ -33,6 +33,7 @@ class Workplace:
     experts: Path  # of finished experts
     device: str  # as given: auto, cpu, cuda, ...
     limits: Limits = Limits()
+    public: TokenCorpus | None = None  # in a private run that has public text
 
     @classmethod
     def inside(
@@ -42,10 +43,11 @@ class Workplace:
         corpus: TokenCorpus,
         device: str,
         limits: Limits = Limits(),
+        public: TokenCorpus | None = None,
     ) -> Workplace:
         """The places of a node's folder, made if they are not there."""
         work, experts = folder.place("work"), folder.place("experts")
-        return cls(manifest, corpus, work, experts, device, limits)
+        return cls(manifest, corpus, work, experts, device, limits, public)
 
 
 def unit_folder(place: Workplace, unit: Unit) -> Path:
@@ -60,7 +62,19 @@ def metrics_folder(place: Workplace, unit: Unit) -> Path:
 
 def expert_folder(place: Workplace, unit: Unit) -> Path:
     """Where the finished expert of `unit` is kept."""
-    return place.experts / place.manifest.run_id / str(unit.key.expert)
+    return expert_folder_of(place, unit.key.expert)
+
+
+def expert_folder_of(place: Workplace, expert: int) -> Path:
+    """Where a finished expert is kept."""
+    return place.experts / place.manifest.run_id / str(expert)
+
+
+def scores_folder(place: Workplace) -> Path:
+    """Where a silo keeps the scores of its held-out text, which never leave; made if need be."""
+    folder = place.folder / place.manifest.run_id / SCORES
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def known_file(place: Workplace, unit: Unit, ref: BlobRef) -> Path | None:
@@ -87,7 +101,8 @@ def forget_passed(place: Workplace, unit: Unit) -> None:
 
 
 def forget_run(place: Workplace) -> None:
-    """Remove all checkpoints: the run is finished."""
+    """Remove all checkpoints, and a silo's scores: the run is finished."""
+    shutil.rmtree(place.folder / place.manifest.run_id / SCORES, ignore_errors=True)
     for _, folder in _units_in(place):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -98,7 +113,7 @@ def _units_in(place: Workplace) -> list[tuple[UnitKey, Path]]:
         try:
             found.append((UnitKey.parse(folder.name.replace("-", "/")), folder))
         except Malformed:
-            continue  # the metrics' folder
+            continue  # the metrics' folder, or the scores'
     return found
 
 
@@ -111,6 +126,10 @@ def _passed(old: UnitKey, now: UnitKey) -> bool:
         case UnitKind.TRAIN_SEED:
             return now.kind in (UnitKind.TRAIN_EXPERT, UnitKind.EVALUATE)
         case UnitKind.TRAIN_EXPERT:
-            return now.kind is UnitKind.EVALUATE
+            return now.kind in (UnitKind.EVALUATE, UnitKind.EVALUATE_SILO)
+        case UnitKind.SILO_BLOCK if now.kind is UnitKind.SILO_BLOCK:
+            return old.index < now.index
+        case UnitKind.SILO_BLOCK:
+            return now.kind in (UnitKind.TRAIN_EXPERT, UnitKind.EVALUATE_SILO)
         case _:
             return False

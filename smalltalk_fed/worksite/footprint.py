@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.config.private import seat_experts
 from smalltalk_fed.config.shapes import ModelShape
 from smalltalk_fed.core.catalogue import size_limit
-from smalltalk_fed.core.units import UnitKind
+from smalltalk_fed.core.silo_book import is_private
+from smalltalk_fed.core.units import OF_A_SILO, UnitKind
 
 STATE_BYTES = 16  # a parameter: weight, gradient, two moments
 CHECKPOINT_BYTES = 12  # a parameter: weight and two moments
@@ -27,6 +29,8 @@ CACHED_TOKENS, CACHED_PARAMETERS = 1024, 1_000_000
 PLAIN_ATTENTION_TOKENS = 512
 CPU_LOGITS_BYTES, GPU_LOGITS_BYTES = 1 << 27, 1 << 29
 LOGITS_COPIES = 3  # logits, probabilities, their gradient
+PRIVATE_KINDS = (*OF_A_SILO, UnitKind.TRAIN_EXPERT)
+SHARED_KINDS = tuple(kind for kind in UnitKind if kind not in OF_A_SILO)
 PLAN_BYTES = 64  # that dividing a slice takes for each sequence and expert
 
 
@@ -65,7 +69,8 @@ def memory_need(manifest: RunManifest, *, on_gpu: bool) -> Memory:
 def disk_need(manifest: RunManifest, kind: UnitKind | None = None) -> int:
     """Bytes that a unit of this kind takes while it is in work; without one, the largest."""
     if kind is None:
-        return max(disk_need(manifest, kind) for kind in UnitKind)
+        kinds = PRIVATE_KINDS if is_private(manifest) else SHARED_KINDS
+        return max(disk_need(manifest, kind) for kind in kinds)
     vocabulary = manifest.vocabulary
     expert = manifest.config.expert.model.parameters(vocabulary)
     router = manifest.config.router.model.parameters(vocabulary)
@@ -81,6 +86,13 @@ def disk_need(manifest: RunManifest, kind: UnitKind | None = None) -> int:
             return CHECKPOINTS * CHECKPOINT_BYTES * expert + 3 * weights + ids
         case UnitKind.EVALUATE:
             return weights + 64 + 2 * manifest.heldout_sequences
+        case UnitKind.SILO_BLOCK:
+            own = max(len(experts) for experts in seat_experts(manifest.config))
+            return own * (CHECKPOINTS * CHECKPOINT_BYTES * router + 3 * routers)
+        case UnitKind.COUNT:
+            return manifest.experts * routers  # the scores of the held-out text are smaller
+        case UnitKind.EVALUATE_SILO:
+            return manifest.experts * (routers + weights)
         case UnitKind.AUDIT:
             return weights + manifest.experts * routers + ids
 

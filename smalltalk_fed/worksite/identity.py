@@ -51,6 +51,7 @@ class Identity:
     run_id: str = ""
     coordinator_key: str = ""  # Ed25519, hexadecimal; the first one seen, kept from then on
     corpus: str = ""
+    public: str = ""  # in a private run: where its public text is
     run_addresses: tuple[str, ...] = ()
     enrolment_addresses: tuple[str, ...] = ()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -41,6 +41,7 @@ class Limits(BaseModel):
     disk_gb: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     up_mbit: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # of uploads, a second
     share: float = Field(default=1.0, ge=0.01, le=1)  # of the time, that this node computes
+    weights: Literal["never", "operator", "public"] = "never"  # who may have a silo's experts
     model_folder: str = ""  # the only folder of a model that a run may begin its experts from
 
     @field_validator("up_mbit")
@@ -112,6 +113,7 @@ class Limits(BaseModel):
             f"uploads at most {self.up_mbit:g} Mbit/s" if self.up_mbit else "",
             f"computes {self.share:.0%} of the time" if self.share < 1 else "",
             f"may read the model in {self.model_folder}" if self.model_folder else "",
+            f"experts of its own text: {self.weights}" if self.weights != "never" else "",
         ]
         return ", ".join(words for words in said if words) or "none set"
 

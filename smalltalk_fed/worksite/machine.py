@@ -101,9 +101,13 @@ def machine_name() -> str:
 
 
 def capabilities(
-    machine: Machine, corpus_digest: str, corpus_bytes: int, tokens_per_s: float
+    machine: Machine,
+    corpus_digest: str,
+    corpus_bytes: int,
+    tokens_per_s: float,
+    sequences: tuple[int, int] = (0, 0),
 ) -> Capabilities:
-    """What `Join` says of this machine."""
+    """What `Join` says of this machine; `sequences`: of a silo's text, to train on and held out."""
     torch_version = package_version("torch")
     return Capabilities(
         device=machine.device,
@@ -114,6 +118,8 @@ def capabilities(
         corpus_bytes=corpus_bytes,
         software=f"smalltalk-fed {__version__}, python {platform.python_version()}"
         + (f", torch {torch_version}" if torch_version else ""),
+        train_sequences=sequences[0],
+        heldout_sequences=sequences[1],
     )
 
 

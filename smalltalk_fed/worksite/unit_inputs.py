@@ -33,6 +33,8 @@ def input_limit(manifest: RunManifest, name: str) -> int:
             return CONFIG_BYTES_MAX
         case "weights" | "seed" | "state":
             return manifest.expert_blob_bytes_max
+        case _ if name.startswith("weights-"):
+            return manifest.expert_blob_bytes_max
         case _ if name in ("parameters", "before") or name.startswith("router-"):
             return manifest.router_blob_bytes_max
         case _:

@@ -58,7 +58,8 @@ def outputs_named(unit: Unit, done: Done, cache: BlobCache) -> list[tuple[BlobRe
     outputs = [(ref_of(name, source), source) for name, source in done.outputs.items()]
     for ref, source in outputs:
         # Needed again, by this very node if it can be arranged.
-        if ref.name == "parameters" or unit.key.kind is UnitKind.TRAIN_SEED:
+        router = ref.name == "parameters" or ref.name.startswith("router-")
+        if router or unit.key.kind is UnitKind.TRAIN_SEED:
             cache.put(ref, source)
     return outputs
 

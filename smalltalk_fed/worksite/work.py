@@ -1,7 +1,8 @@
 """One work unit on this machine: inputs from files, the computation, outputs to files.
 
 Rules: what a unit computes is `smalltalk_fed.train`'s part; here its inputs are decoded and
-bounded and its outputs named as the coordinator expects them. Nobody is talked to. torch is
+bounded and its outputs named as the coordinator expects them; units over this node's own text
+are `silo_work`'s. Nobody is talked to. torch is
 imported when the first unit begins. Large weights stay files: a unit's working folder keeps
 checkpoints, so that a unit that was cut off goes on; finished experts are kept whole, as
 folders that `transformers` loads.
@@ -19,6 +20,7 @@ import numpy as np
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.model_config import CONFIG_BYTES_MAX, model_config
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import Refused, TooLarge, WorldError
 from smalltalk_fed.worksite.folders import (
@@ -29,6 +31,7 @@ from smalltalk_fed.worksite.folders import (
     metrics_folder,
     unit_folder,
 )
+from smalltalk_fed.worksite.silo_work import SiloWork, weights_may_leave
 from smalltalk_fed.worksite.unit_inputs import UnitInputs
 
 Output = bytes | Path
@@ -90,6 +93,13 @@ def do_unit(
             return work.evaluate()
         case UnitKind.AUDIT:
             return work.audit()
+        case UnitKind.SILO_BLOCK:
+            parameters, figures = work.silo().block()
+            return Done(dict(parameters), figures)
+        case UnitKind.COUNT:
+            return Done({"counts": work.silo().count()}, {})
+        case UnitKind.EVALUATE_SILO:
+            return Done({}, work.silo().evaluate())
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ class _Work:
         heldout = self.unit.key.index == HELDOUT
         result = shard(
             self.manifest,
-            self.place.corpus,
+            self.place.public or self.place.corpus,
             self.inputs.routers(),
             self.unit.key.index,
             weights=self.unit.weights,
@@ -149,6 +159,9 @@ class _Work:
         return Done({"weights": weights}, figures)
 
     def train_expert(self) -> Done:
+        if is_private(self.manifest):
+            weights, figures = self.silo().train()
+            return self._trained(weights, figures, gives=weights_may_leave(self.place))
         from smalltalk_fed.train.lineage import Start
 
         state = self.unit.input("state")
@@ -161,11 +174,7 @@ class _Work:
             start=start,
             state=self.inputs.files.get("state"),
         )
-        config = expert_config(self.manifest)
-        kept = self._keep_expert(weights, config)
-        if not self.manifest.config.expert.collects:
-            return Done({}, figures)
-        return Done({"config": config, "weights": kept}, figures)
+        return self._trained(weights, figures, gives=self.manifest.config.expert.collects)
 
     def evaluate(self) -> Done:
         from smalltalk_fed.train.evaluation import evaluate_expert
@@ -215,6 +224,17 @@ class _Work:
         return Done({"audit": opinion}, {})
 
     # -------------------------------------------------------------------------------- small
+
+    def silo(self) -> SiloWork:
+        """This unit as one over this node's own text."""
+        inputs = (self.unit, self.inputs, self.place, self.device)
+        return SiloWork(*inputs, self.on_progress, self.should_stop)
+
+    def _trained(self, weights: Path, figures: dict[str, float], *, gives: bool) -> Done:
+        """Keep the finished expert; `gives`: its weights are handed in, too."""
+        config = expert_config(self.manifest)
+        kept = self._keep_expert(weights, config)
+        return Done({"config": config, "weights": kept} if gives else {}, figures)
 
     def _train(self, kind: Literal["seed", "expert"], **more: Any) -> tuple[Path, dict[str, float]]:
         from smalltalk_fed.train.group import train_on_node

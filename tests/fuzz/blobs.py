@@ -13,6 +13,7 @@ from fuzz.decoders import Decoder
 from fuzz.messages import NOW, authority, request
 from safetensors.numpy import save
 from support.core_world import make_manifest
+from support.silo_world import private_manifest
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.model_config import check_expert_config, model_config
@@ -22,6 +23,7 @@ from smalltalk_fed.errors import BadBlob, PeerError
 from smalltalk_fed.mixture.audit import decode_opinion, encode_opinion, parts_of
 from smalltalk_fed.mixture.idlists import decode_experts, decode_ids, encode_experts, encode_ids
 from smalltalk_fed.mixture.scores import decode_scores, encode_scores
+from smalltalk_fed.mixture.silo_prices import decode_counts, encode_counts, withhold
 from smalltalk_fed.wire.certificates import (
     certificate_facts,
     key_to_pem,
@@ -32,7 +34,7 @@ from smalltalk_fed.wire.certificates import (
 from smalltalk_fed.wire.tensors import check_finite, check_weights, expected_llama_tensors
 
 SHAPE = ModelShape(hidden=8, layers=1, heads=2, feed_forward=8)
-VOCABULARY, EXPERTS, COUNT = 16, 3, 10
+VOCABULARY, EXPERTS, COUNT, FLOOR = 16, 3, 10, 10
 _AUDITED = tuple(map(UnitKey.parse, ("router_round/0/1", "shard/1", "train_expert/1")))
 
 
@@ -45,6 +47,7 @@ def decoders() -> list[Decoder]:
         Decoder("id list", decode_ids, peer, _id_lists()),
         Decoder("expert list", _expert_list, peer, (encode_experts([0, 2, 1] * 3 + [0], EXPERTS),)),
         Decoder("opinion", _opinion, peer, tuple(map(_good_opinion, _AUDITED))),
+        Decoder("row of counts", _counts, peer, _rows()),
         Decoder("weights", _weights, peer, _all_weights()),
         Decoder("weights in torch", _weights_in_torch, peer, _all_weights()[:1]),
         Decoder("expert config", _expert_config, peer, (_config(),), json=True),
@@ -61,6 +64,15 @@ def _score_blocks() -> tuple[bytes, ...]:
 
 def _id_lists() -> tuple[bytes, ...]:
     return encode_ids([3, 1, 2]), encode_ids([70_000]), encode_ids([1 << 40]), encode_ids([])
+
+
+def _rows() -> tuple[bytes, ...]:
+    row = withhold(np.array([40, 3, 17]), FLOOR)
+    return encode_counts(row), encode_counts(row[::-1])
+
+
+def _counts(data: bytes) -> object:
+    return decode_counts(data, EXPERTS, FLOOR)
 
 
 def _expert_list(data: bytes) -> object:
@@ -151,7 +163,7 @@ def _manifest(data: bytes) -> object:
 
 def _manifests() -> tuple[bytes, ...]:
     throughput = make_manifest(assignment={"capacity": [1.0, 2.5]})
-    return make_manifest().to_bytes(), throughput.to_bytes()
+    return make_manifest().to_bytes(), throughput.to_bytes(), private_manifest().to_bytes()
 
 
 def private_key() -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 from fuzz.decoders import Decoder
@@ -25,6 +26,7 @@ from smalltalk_fed.data.fields import Fields
 from smalltalk_fed.data.lines import read_jsonl
 from smalltalk_fed.errors import UserError
 from smalltalk_fed.host.folder import read_corpus_manifest
+from smalltalk_fed.host.tokenizer_files import take_tokenizer
 from smalltalk_fed.mixture.package import ExpertEntry, MixtureManifest, RouterEntry, read_mixture
 from smalltalk_fed.wire import convert
 from smalltalk_fed.wire.egress_record import entry, read_record, undeclared, uploads
@@ -72,6 +74,13 @@ def decoders() -> list[Decoder]:
         Decoder("corpus.json", _corpus, user, (_corpus_file("corpus.json"),), json=True),
         Decoder("labels.json", _labels, user, (b'{"names": ["code", "prose"]}',), json=True),
         Decoder("tokenizer.json", _tokenizer, user, (json.dumps(TOKENIZER).encode(),), json=True),
+        Decoder(
+            "run's tokenizer.json",
+            _run_tokenizer,
+            user,
+            (json.dumps(TOKENIZER).encode(),),
+            json=True,
+        ),
         Decoder("text lines", _lines, user, (b'{"text": "one"}\n{"text": "two", "x": 1}\n',)),
         Decoder("node.json", _identity, user, (_node_json(),), json=True),
         Decoder("limits.toml", _limits, user, (b'hours = "22-7"\nmemory_gb = 4.5\nshare = 1\n',)),
@@ -163,6 +172,12 @@ def _labels(data: bytes) -> object:
             (path / f"{name}-labels.bin").write_bytes(bytes(2 * split.sequences))
 
     return TokenCorpus.open(written("labelled", "labels.json", data, make)).label_names
+
+
+def _run_tokenizer(data: bytes) -> object:
+    path = written("run-tokenizer", "tokenizer.json", data, lambda p: p.mkdir())
+    shutil.rmtree(taken := path.with_name("taken-tokenizer"), ignore_errors=True)
+    return take_tokenizer(path, taken)
 
 
 def _tokenizer(data: bytes) -> object:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fuzz.decoders import Decoder
 from google.protobuf.message import DecodeError, Message
 from support.core_world import blob, make_manifest
+from support.silo_world import private_manifest
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
@@ -67,14 +69,26 @@ def request() -> bytes:
 
 @functools.cache
 def states() -> tuple[HardState, ...]:
-    """Runs in the middle: routing, and training with weights that are collected on the way."""
+    """Runs in the middle: routing, training with weights that are collected on the way, silos."""
     routing = HardState(make_manifest())
     routing.apply(ev.PhaseChanged(1.0, Trigger.ENOUGH_NODES, Phase.ROUTING, "enough"))
     routing.apply(ev.RoundAssigned(2.0, 1, (blob("share", "0"), blob("share", "1"))))
     training = HardState(make_manifest(expert={"collect": "every 2 steps"}))
     training.apply(ev.PhaseChanged(1.0, Trigger.SEGMENTS_MADE, Phase.TRAINING, "sharded"))
     training.apply(ev.SegmentsMade(2.0, (blob("segment", "0"), blob("segment", "1"))))
-    return routing, training
+    return routing, training, _private_state()
+
+
+def _private_state() -> HardState:
+    """A private run at its first counts; every seat is of the node that the messages are from."""
+    state = HardState(private_manifest())
+    for seat in range(3):
+        state.apply(ev.SeatTaken(1.0, seat, "n-1", 20, 6, "c" * 64, "never"))
+    state.apply(ev.PhaseChanged(1.0, Trigger.ENOUGH_NODES, Phase.ROUTING, "enough"))
+    for key in list(state.phase_units()):
+        outputs = tuple(blob(name, name) for name in outputs_of(state.manifest, key))
+        state.apply(ev.UnitAccepted(2.0, key.unit_id, "n-1", 7, outputs, {}, "ab", 1.0))
+    return state
 
 
 def decoders() -> list[Decoder]:
@@ -99,11 +113,13 @@ def _requests() -> list[tuple[type[Message], Read, list[Message]]]:
     ref, result = blob("parameters", "p"), _result()
     certificate = to_der(authority().issue_node(request(), "n-1", NOW))
     capabilities = msg.Capabilities("cpu", 2, 1 << 34, 5.0, "c" * 64, 99, "torch")
+    of_a_silo = replace(capabilities, train_sequences=900, heldout_sequences=100)
     exchanges = [
         msg.Exchange("n-1", 7, working=msg.Working("router_round/0/1", 0.5, {"loss": 3.0})),
         msg.Exchange("n-1", 7, finished=result),
         msg.Exchange("n-1", 7, failed=msg.Failure("train_expert/1", "no memory")),
         msg.Exchange("n-1", 7, collected=_collected()),
+        msg.Exchange("n-1", 7, finished=Result("count/1/1/0", (blob("counts", "c"),))),
     ]
     admin = convert_admin
     return [
@@ -121,7 +137,10 @@ def _requests() -> list[tuple[type[Message], Read, list[Message]]]:
         (
             pb.JoinRequest,
             functools.partial(convert.join_from_proto, "n-1"),
-            [convert.join_to_proto(msg.Join("n-1", 7, 1, b"k" * 32, capabilities))],
+            [
+                convert.join_to_proto(msg.Join("n-1", 7, 1, b"k" * 32, capabilities)),
+                convert.join_to_proto(msg.Join("n-1", 7, 1, b"k" * 32, of_a_silo, 3, "operator")),
+            ],
         ),
         (pb.ExchangeRequest, _exchange, [convert.exchange_to_proto(each) for each in exchanges]),
         (

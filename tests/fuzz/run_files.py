@@ -74,6 +74,8 @@ def _events() -> tuple[bytes, ...]:
         ev.InviteMade(1.0, "a" * 64, 9.0, 1, "box"),
         ev.RoundAssigned(2.0, 1, (blob("share", "0"),), {"load_0": 5.0}),
         accepted,
+        ev.SeatTaken(1.0, 2, "n-1", 900, 100, "c" * 64, "operator"),
+        ev.PricesMoved(1.0, 1, 0, (0.5, -2.0), {"off_diagonal": 0.25}),
     ]
     return tuple(b" ".join(part.encode() for part in ev.to_json(event)) for event in some)
 

@@ -45,6 +45,7 @@ def test_a_router_round_is_done_signed_and_handed_in(stage: Stage) -> None:
     assert result.figures["steps"] == 2
     assert stage.loopback.joins[0].signing_key == key
     assert stage.loopback.joins[0].capabilities.corpus_digest == stage.corpus.digest
+    assert stage.loopback.looks[0].incarnation == stage.loopback.joins[0].incarnation
 
 
 def test_a_node_that_is_told_to_slow_down_waits_and_its_unit_is_done(stage: Stage) -> None:

@@ -14,6 +14,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.events import Event
+from smalltalk_fed.core.seats import stays
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKey, UnitKind
 
 CORPUS = "c" * 64
@@ -141,6 +142,9 @@ class World:
     def _outcome(self, job: msg.Job) -> msg.Outcome:
         if isinstance(job, msg.JudgeJob):
             return judge(self.manifest, job)
+        if isinstance(job, msg.PricesJob):
+            moved = {f"price_{e}": price + e + 1 for e, price in enumerate(job.prices)}
+            return msg.JobFinished(job.job_id, (), moved | {"off_diagonal": 0.25})
         if isinstance(job, msg.AssignJob):
             blocks = {e: f"router_round/{e}/{job.round - 1}" for e in range(self.manifest.experts)}
             unseen = [unit_id for e, unit_id in blocks.items() if e not in job.checked]
@@ -189,6 +193,9 @@ class FakeNode:
     order: msg.Order | None = None  # the latest
     lies: bool = False  # in its results
     says: str = "what is true"  # in its opinions
+    text: tuple[int, int, str] = (0, 0, "")  # of a silo: sequences of both splits, and its digest
+    seat: int = -1
+    share: str = "never"
 
     def enrol(self) -> FakeNode:
         secret = hashlib.sha256(f"secret of {self.name}".encode()).hexdigest()
@@ -198,11 +205,16 @@ class FakeNode:
         return self
 
     def join(self) -> FakeNode:
+        train, heldout, digest = self.text
+        private = self.world.manifest.config.run.regime == "private"
         capabilities = msg.Capabilities(
-            corpus_digest=self.world.manifest.corpus_digest, tokens_per_s=self.tokens_per_s
+            corpus_digest=digest if private else self.world.manifest.corpus_digest,
+            tokens_per_s=self.tokens_per_s,
+            train_sequences=train,
+            heldout_sequences=heldout,
         )
-        signing_key = hashlib.sha256(self.name.encode()).digest()
-        self.world.ask(msg.Join(self.node_id, self.incarnation, 1, signing_key, capabilities))
+        key, place = hashlib.sha256(self.name.encode()).digest(), (self.seat, self.share)
+        self.world.ask(msg.Join(self.node_id, self.incarnation, 1, key, capabilities, *place))
         return self
 
     def poll(self, **said: Any) -> msg.Order | None:
@@ -253,6 +265,8 @@ class FakeNode:
         """What a good result of the unit at hand looks like."""
         assert self.unit
         outputs = honest(self.world.manifest, self.unit.unit_id)
+        if stays(self.world.coordinator.state, self.unit.key):
+            outputs = ()
         if self.unit.key.kind is UnitKind.AUDIT:
             outputs = (blob("audit", f"{self.unit.key.target}: {self.says}"),)
         elif self.lies:
@@ -264,7 +278,7 @@ class FakeNode:
             figures = {"from_step": float(self.unit.start_step)}
         if self.unit.key.kind is UnitKind.ROUTER_ROUND and self.tokens_per_s:
             figures = {"tokens_per_s": self.tokens_per_s}
-        if self.unit.key.kind is UnitKind.EVALUATE:
+        if self.unit.key.kind in (UnitKind.EVALUATE, UnitKind.EVALUATE_SILO):
             figures = {
                 "suffix_nll": 1.0,
                 "suffix_tokens": 1.0,

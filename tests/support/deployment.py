@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 BIN = Path(sys.executable).parent
 WAIT_S = 120.0
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 def command(
-    program: str, *arguments: object, within: Sequence[str] = ()
+    program: str, *arguments: object, within: Sequence[str] = (), wait_s: float = WAIT_S
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end; `within` goes in front of it."""
     return subprocess.run(
@@ -37,7 +37,7 @@ def command(
         capture_output=True,
         text=True,
         env=ENV,
-        timeout=WAIT_S,
+        timeout=wait_s,
         check=False,
     )
 
@@ -49,13 +49,15 @@ def good(program: str, *arguments: object, within: Sequence[str] = ()) -> str:
     return done.stdout.strip()
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> Any:
+def wait_for(
+    condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S, every_s: float = 0.05
+) -> Any:
     """Ask `condition` until it says yes."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.05)
+        time.sleep(every_s)
     raise AssertionError(f"waited {timeout_s:.0f} s in vain for {what}")
 
 
@@ -136,8 +138,11 @@ class Deployment:
         """What a child has said."""
         return (self.folder / f"{name}.log").read_text()
 
-    def wait_phase(self, *phases: str) -> dict[str, Any]:
-        """Wait until the run is in one of these phases; a child that dies early is an error."""
+    def wait_phase(self, *phases: str, every_s: float = 0.05) -> dict[str, Any]:
+        """Wait until the run is in one of these phases; a child that dies early is an error.
+
+        Asking costs a process: `every_s` leaves the machine to the run meanwhile.
+        """
 
         def look() -> dict[str, Any] | None:
             for name, child in self.children.items():
@@ -147,14 +152,23 @@ class Deployment:
             assert status["phase"] != "failed" or "failed" in phases, status["reason"]
             return status if status["phase"] in phases else None
 
-        found: dict[str, Any] = wait_for(look, f"phase {phases}")
+        found: dict[str, Any] = wait_for(look, f"phase {phases}", every_s=every_s)
         return found
+
+
+Made = TypeVar("Made", bound=Deployment)
 
 
 @contextlib.contextmanager
 def deployment(folder: Path, corpus: Path, settings: dict[str, object]) -> Iterator[Deployment]:
     """A deployment whose children are gone at the end."""
-    made = Deployment(folder, corpus, settings)
+    with ending(Deployment(folder, corpus, settings)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def ending(made: Made) -> Iterator[Made]:
+    """End the children of a deployment, however it went."""
     try:
         yield made
     finally:

@@ -69,6 +69,7 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         self.partial: dict[str, bytes] = {}
         self.ledger = Ledger()
         self.joins: list[msg.Join] = []
+        self.looks: list[msg.Join] = []
         self.exchanges: list[msg.Exchange] = []
         self.left: list[msg.Leave] = []
         self.uploads: list[tuple[str, str, int]] = []  # unit, name, offset
@@ -108,7 +109,8 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         assert self.behaviour.join is not None
         node_id = self._node(context)
         join = convert.join_from_proto(node_id, request)
-        self.joins.append(join)
+        # Who says nothing of its text only asks what the run is.
+        (self.joins if join.capabilities.corpus_digest else self.looks).append(join)
         try:
             reply = convert.welcome_to_proto(self.behaviour.join(join))
         except grpc.RpcError as error:

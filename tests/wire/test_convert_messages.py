@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.seats import SHARES
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Result, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, PeerError, TooLarge
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
@@ -31,6 +32,20 @@ keys = st.one_of(
     st.builds(UnitKey, st.just(UnitKind.SHARD), index=st.integers(0, 9999) | st.just(HELDOUT)),
     st.just(UnitKey(UnitKind.TRAIN_SEED)),
     st.builds(
+        UnitKey,
+        st.just(UnitKind.COUNT),
+        index=st.integers(0, 99),
+        seat=st.integers(0, 99),
+        turn=st.integers(0, 9),
+    ),
+    st.builds(
+        UnitKey,
+        st.just(UnitKind.SILO_BLOCK),
+        index=st.integers(0, 99),
+        seat=st.integers(0, 99),
+    ),
+    st.builds(UnitKey, st.just(UnitKind.EVALUATE_SILO), seat=st.integers(0, 99)),
+    st.builds(
         UnitKey, st.sampled_from([UnitKind.TRAIN_EXPERT, UnitKind.EVALUATE]), st.integers(0, 999)
     ),
 )
@@ -43,7 +58,14 @@ def blob_lists(most: int) -> st.SearchStrategy[tuple[BlobRef, ...]]:
     return st.lists(blobs, max_size=most, unique_by=lambda ref: ref.name).map(tuple)
 
 
-units = st.builds(Unit, keys, blob_lists(5))
+units = st.builds(
+    Unit,
+    keys,
+    blob_lists(5),
+    weights=st.lists(st.floats(0, 1e9), max_size=4).map(tuple),
+    sample=integers,
+    prices=st.lists(numbers, max_size=4).map(tuple),
+)
 results = st.builds(Result, unit_ids, blob_lists(4), figures, st.sampled_from([b"", b"s" * 64]))
 capabilities = st.builds(
     msg.Capabilities,
@@ -54,6 +76,8 @@ capabilities = st.builds(
     corpus_digest=digests,
     corpus_bytes=integers,
     software=st.text(printable, max_size=200),
+    train_sequences=st.integers(0, 2**48),
+    heldout_sequences=st.integers(0, 2**48),
 )
 exchanges = st.builds(
     msg.Exchange,
@@ -95,7 +119,7 @@ def test_order_survives(order: msg.Order) -> None:
 
 
 @given(st.builds(msg.Join, st.just("n-1"), integers, st.integers(0, 9), st.just(b"k" * 32),
-                 capabilities))  # fmt: skip
+                 capabilities, st.integers(-1, 2**31), st.sampled_from(SHARES)))  # fmt: skip
 def test_join_survives(join: msg.Join) -> None:
     assert convert.join_from_proto("n-1", over_the_wire(convert.join_to_proto(join))) == join
 
@@ -206,17 +230,20 @@ def test_unit_id_must_parse(unit_id: str) -> None:
 def test_counts_and_lengths_are_bounded() -> None:
     blob = pb.BlobRef(name="a", digest=b"d" * 32)
     too_large = [
-        lambda: values.result_from_proto(pb.Result(unit_id="shard/1", outputs=[blob] * 9)),
-        lambda: values.unit_from_proto(pb.Unit(unit_id="shard/1", inputs=[blob] * 2000)),
+        lambda: values.result_from_proto(pb.Result(unit_id="shard/1", outputs=[blob] * 73)),
+        lambda: values.unit_from_proto(pb.Unit(unit_id="shard/1", inputs=[blob] * 2057)),
         lambda: values.figures_from_proto([pb.Figure(name=str(i)) for i in range(65)]),
         lambda: values.unit_from_proto(pb.Unit(unit_id="shard/" + "1" * 999)),
         lambda: values.blob_from_proto(pb.BlobRef(name="n" * 65, digest=b"d" * 32)),
         lambda: values.blob_from_proto(pb.BlobRef(name="n", digest=b"d" * 32, size=2**63)),
+        lambda: values.unit_from_proto(pb.Unit(unit_id="shard/1", prices=[0.0] * 1025)),
         lambda: convert.leave_from_proto("n", pb.LeaveRequest(reason="r" * 501)),
         lambda: convert.leave_from_proto("n", pb.LeaveRequest(incarnation=2**64 - 1)),
         lambda: convert.left_from_proto(pb.LeaveReply(released=["shard/1"] * 17)),
         lambda: convert.welcome_from_proto(pb.JoinReply(manifest=b"m" * (1 << 20) + b"m")),
         lambda: convert.capabilities_from_proto(pb.Capabilities(device="d" * 201)),
+        lambda: convert.capabilities_from_proto(pb.Capabilities(train_sequences=2**48 + 1)),
+        lambda: convert.join_from_proto("n", pb.JoinRequest(signing_key=b"k" * 32, share="s" * 65)),
         lambda: convert_admin.cancel_invite_from_proto(pb.CancelInviteRequest(prefix="0" * 65)),
     ]
     for refused in too_large:

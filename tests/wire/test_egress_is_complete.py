@@ -12,7 +12,7 @@ from smalltalk_fed.core.units import UnitKey, UnitKind
 from smalltalk_fed.errors import OurError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire import egress
-from smalltalk_fed.wire.egress import BLOBS, CALLS, DESCRIPTIONS, egress_rows
+from smalltalk_fed.wire.egress import BLOBS, CALLS, DESCRIPTIONS, blob_kind, egress_rows
 
 
 def manifest_of(**sections: object) -> RunManifest:
@@ -56,10 +56,10 @@ def test_a_field_without_a_description_is_an_error(monkeypatch: pytest.MonkeyPat
 def test_every_output_of_every_kind_of_unit_is_described() -> None:
     state = Coordinator(manifest_of(), 0.0).state
     names = {
-        name
+        blob_kind(name)
         for kind in UnitKind
         for index in (0, 1, state.rounds_total)
-        for name in outputs_of(state.manifest, UnitKey(kind, 0, index))
+        for name in outputs_of(state.manifest, UnitKey(kind, 0, index, seat=0))
     }
     assert names == set(BLOBS)
 
@@ -90,3 +90,30 @@ def test_a_run_that_does_not_collect_says_that_weights_stay(init: str, weights: 
     said = sizes(manifest_of(expert={"collect": "never", "init": init}))
     assert weights in said["weights"]
     assert said["config"] == "never in this run"
+
+
+PRIVATE = {"run": {"regime": "private"}}
+
+
+def test_a_private_run_says_that_scores_and_lists_stay_and_counts_leave() -> None:
+    said = sizes(manifest_of(**PRIVATE))
+    for name in ("parameters", "scores", "audit"):
+        assert said[name] == "never in this run"
+    assert said["experts"].startswith("at most")  # of the run's public text
+    assert said["counts"] == "at most 80 bytes in this run"
+    assert said["router-N"].startswith("at most")
+    shared = sizes(manifest_of())
+    assert shared["counts"] == shared["router-N"] == "never in this run"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "leaves"),
+    [("public", "never", False), ("never", "public", False), ("operator", "public", True)],
+)
+def test_weights_leave_a_silo_only_if_run_and_owner_agree(
+    asked: str, said: str, leaves: bool
+) -> None:
+    manifest = manifest_of(**PRIVATE, expert={"share": asked})
+    found = {r.field: r.size for r in egress_rows(manifest, said)}
+    for name in ("data: weights", "data: config"):
+        assert (found[name] != "never in this run") == leaves

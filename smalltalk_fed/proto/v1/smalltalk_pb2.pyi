@@ -49,7 +49,7 @@ class ExplainReply(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., welcome: bool = ..., now: _Optional[float] = ...) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("device", "threads", "memory_bytes", "tokens_per_s", "corpus_digest", "corpus_bytes", "software")
+    __slots__ = ("device", "threads", "memory_bytes", "tokens_per_s", "corpus_digest", "corpus_bytes", "software", "train_sequences", "heldout_sequences")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,8 @@ class Capabilities(_message.Message):
     CORPUS_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CORPUS_BYTES_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    HELDOUT_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     device: str
     threads: int
     memory_bytes: int
@@ -64,19 +66,25 @@ class Capabilities(_message.Message):
     corpus_digest: str
     corpus_bytes: int
     software: str
-    def __init__(self, device: _Optional[str] = ..., threads: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., corpus_digest: _Optional[str] = ..., corpus_bytes: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+    train_sequences: int
+    heldout_sequences: int
+    def __init__(self, device: _Optional[str] = ..., threads: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., corpus_digest: _Optional[str] = ..., corpus_bytes: _Optional[int] = ..., software: _Optional[str] = ..., train_sequences: _Optional[int] = ..., heldout_sequences: _Optional[int] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("incarnation", "protocol_version", "signing_key", "capabilities")
+    __slots__ = ("incarnation", "protocol_version", "signing_key", "capabilities", "seat", "share")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SIGNING_KEY_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    SEAT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     protocol_version: int
     signing_key: bytes
     capabilities: Capabilities
-    def __init__(self, incarnation: _Optional[int] = ..., protocol_version: _Optional[int] = ..., signing_key: _Optional[bytes] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
+    seat: int
+    share: str
+    def __init__(self, incarnation: _Optional[int] = ..., protocol_version: _Optional[int] = ..., signing_key: _Optional[bytes] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., seat: _Optional[int] = ..., share: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("node_id", "manifest", "manifest_signature", "coordinator_key", "reason", "run_addresses", "enrolment_addresses")
@@ -115,18 +123,20 @@ class Figure(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Unit(_message.Message):
-    __slots__ = ("unit_id", "inputs", "start_step", "weights", "sample")
+    __slots__ = ("unit_id", "inputs", "start_step", "weights", "sample", "prices")
     UNIT_ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     START_STEP_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    PRICES_FIELD_NUMBER: _ClassVar[int]
     unit_id: str
     inputs: _containers.RepeatedCompositeFieldContainer[BlobRef]
     start_step: int
     weights: _containers.RepeatedScalarFieldContainer[float]
     sample: int
-    def __init__(self, unit_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ..., start_step: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ..., sample: _Optional[int] = ...) -> None: ...
+    prices: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, unit_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ..., start_step: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ..., sample: _Optional[int] = ..., prices: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("unit_id", "outputs", "figures", "signature")
