@@ -193,7 +193,7 @@ class Attendant:
         except NoAnswer as error:
             if error.gone:
                 raise
-            self._crashed(unit, error)
+            self._crashed(unit, str(error))
             return
         except NoLink:
             raise
@@ -202,19 +202,20 @@ class Attendant:
             return
         if self._session.unit is None:
             return  # somebody else was faster
+        if report.missing:
+            self._crashed(unit, f"{self._session.node_id} lacks inputs of {unit.unit_id}")
+            return
         self._crashes = 0
-        self._pass_on(unit, exchange, report)
+        self._pass_on(unit, exchange)
 
-    def _pass_on(self, unit: Unit, said: msg.Exchange, report: Report) -> None:
+    def _pass_on(self, unit: Unit, said: msg.Exchange) -> None:
         now = self._counter.now()
         if said.finished is not None:
             self._session.finish(said.finished, now)
         elif said.failed is not None:
             self._session.fail(unit.unit_id, said.failed.reason, now)
         elif said.working is not None and said.working.unit_id == unit.unit_id:
-            if report.missing:
-                self._at_node.difference_update(report.missing)
-            elif said.working.fraction <= self._fraction:
+            if said.working.fraction <= self._fraction:
                 self._limit_s *= 2
             self._fraction = said.working.fraction
             self._session.progress(self._fraction, said.working.figures)
@@ -224,14 +225,15 @@ class Attendant:
         else:
             self._session.fail(unit.unit_id, "its node says nothing of it", now)
 
-    def _crashed(self, unit: Unit, error: NoAnswer) -> None:
+    def _crashed(self, unit: Unit, why: str) -> None:
+        """A turn came to nothing: the same again, with all inputs."""
         self._crashes += 1
-        log.warning("%s (%d in a row)", error, self._crashes)
+        log.warning("%s (%d in a row)", why, self._crashes)
         self._at_node.clear()
         if self._crashes < CRASHES_MAX and self._session.unit is not None:
             self._begin(unit)
         else:
-            self._session.fail(unit.unit_id, str(error), self._counter.now())
+            self._session.fail(unit.unit_id, why, self._counter.now())
 
     def _read(self, data: bytes) -> msg.Exchange:
         self._count("exchange", "up", len(data))

@@ -170,6 +170,9 @@ class Turn:
             over = guard.watched(lambda: time.monotonic() >= until, time.sleep)
             done = do_unit(unit, inputs, self.place, self._on_progress, self._on_state, over)
             outputs = outputs_named(unit, done, self.cache)
+            for ref, source in outputs:  # so that they need not come back as inputs
+                if isinstance(source, bytes):
+                    self.cache.put(ref, source)
         except Stopped:
             try:
                 guard.after_stop()

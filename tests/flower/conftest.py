@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,10 @@ def stage(corpus: TokenCorpus, tmp_path: Path) -> FlowerStage:
     return FlowerStage(tmp_path, corpus)
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_app, "LOOK_S", 0.01)
-    monkeypatch.setattr(server_app, "NODES_EVERY_S", 0.05)
-    monkeypatch.setattr(server_app, "AGAIN_S", 0.05)
+@pytest.fixture(scope="module", autouse=True)
+def _no_waiting() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_app, "LOOK_S", 0.01)
+        patch.setattr(server_app, "NODES_EVERY_S", 0.05)
+        patch.setattr(server_app, "AGAIN_S", 0.05)
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.events import UnitAccepted
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Refused
-from smalltalk_fed.flower.turns import Order
+from smalltalk_fed.flower.turns import Order, Report
 from smalltalk_fed.host.audit import audit
 from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.host.offline import decide_offline, status_offline
@@ -113,13 +114,13 @@ def test_a_node_that_lost_its_files_is_sent_them_again(
     stage: FlowerStage, native: dict[str, object]
 ) -> None:
     def fault(node: int, kind: str, number: int) -> Error | None:
-        for folder in stage.path.glob("?/cache"):
-            for blob in folder.iterdir():
-                blob.unlink(missing_ok=True)
+        if (kind, number) == ("train", 2):
+            shutil.rmtree(stage.path / stage.names[node - 101] / "cache")
         return None
 
-    stage.play(fault)
+    grid = stage.play(fault)
     assert stage.came() == native
+    assert any(said.missing for said in _said(grid))
 
 
 def test_a_run_that_failed_is_an_error_of_the_app(corpus: TokenCorpus, tmp_path: Path) -> None:
@@ -140,6 +141,11 @@ def test_a_paused_run_ends_the_app_and_says_how_to_go_on(stage: FlowerStage) -> 
     decide_offline(stage.folder, msg.Resume(), SystemClock())
     stage.play()
     assert stage.folder.mixture.exists()
+
+
+def _said(grid: ThreadGrid) -> list[Report]:
+    turns = ("train", "evaluate")
+    return [Report.from_records(records) for _, kind, records in grid.received if kind in turns]
 
 
 def _nodes(stage: FlowerStage) -> list[dict[str, str]]:

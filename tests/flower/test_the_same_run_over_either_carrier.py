@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+from support.flower_grid import ThreadGrid
 from support.flower_runs import FlowerStage, events, what_came
 from support.local_run import finish_run, make_run_folder
 
@@ -14,16 +16,33 @@ from smalltalk_fed.host.audit import audit
 from smalltalk_fed.mixture.package import read_mixture
 
 
-def test_the_same_bytes_as_the_native_conversation(stage: FlowerStage, tmp_path: Path) -> None:
-    native = make_run_folder(tmp_path / "native", stage.corpus)
-    finish_run(native, stage.corpus)
-    stage.play()
-    assert len(stage.came()) > 10
-    assert stage.came() == what_came(native)
+@pytest.fixture(scope="module")
+def stage(corpus: TokenCorpus, tmp_path_factory: pytest.TempPathFactory) -> FlowerStage:
+    """With audits, as a run is by default."""
+    return FlowerStage(tmp_path_factory.mktemp("flower"), corpus)
 
 
-def test_the_run_is_whole_signed_and_proved(stage: FlowerStage) -> None:
-    stage.play()
+@pytest.fixture(scope="module")
+def grid(stage: FlowerStage) -> ThreadGrid:
+    """A whole run's messages."""
+    return stage.play()
+
+
+@pytest.fixture(scope="module")
+def native(corpus: TokenCorpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = make_run_folder(tmp_path_factory.mktemp("native") / "run", corpus)
+    finish_run(folder, corpus)
+    return what_came(folder)
+
+
+def test_the_same_bytes_as_the_native_conversation(
+    grid: ThreadGrid, stage: FlowerStage, native: dict[str, object]
+) -> None:
+    assert len(native) > 10
+    assert stage.came() == native
+
+
+def test_the_run_is_whole_signed_and_proved(grid: ThreadGrid, stage: FlowerStage) -> None:
     assert read_mixture(stage.folder.mixture).experts[1].trained_by_name in ("a", "b")
     report = audit(stage.folder)
     assert report.proved, report.verdict()
@@ -33,8 +52,9 @@ def test_the_run_is_whole_signed_and_proved(stage: FlowerStage) -> None:
     assert len(keys) == 2
 
 
-def test_flowers_result_shows_rounds_perplexity_and_bytes(stage: FlowerStage) -> None:
-    stage.play()
+def test_flowers_result_shows_rounds_perplexity_and_bytes(
+    grid: ThreadGrid, stage: FlowerStage
+) -> None:
     found = json.loads((stage.folder.path / "flower-history.json").read_text())
     assert list(found["rounds"]) == ["1", "2"]
     assert found["rounds"]["2"]["router-loss"] > 0
@@ -43,8 +63,7 @@ def test_flowers_result_shows_rounds_perplexity_and_bytes(stage: FlowerStage) ->
     assert found["by_kind"]["parameters"]["up"] > 0
 
 
-def test_evaluation_is_flowers_evaluate_and_all_else_its_train(stage: FlowerStage) -> None:
-    grid = stage.play()
+def test_evaluation_is_flowers_evaluate_and_all_else_its_train(grid: ThreadGrid) -> None:
     kinds = [kind for _, kind, _ in grid.sent]
     assert kinds.count("query.join") == kinds.count("query.end") == 2
     assert kinds.count("evaluate") == 2
@@ -52,11 +71,10 @@ def test_evaluation_is_flowers_evaluate_and_all_else_its_train(stage: FlowerStag
 
 
 def test_a_run_that_began_over_flower_goes_on_over_the_native_carrier(
-    corpus: TokenCorpus, tmp_path: Path
+    corpus: TokenCorpus, tmp_path: Path, native: dict[str, object]
 ) -> None:
-    whole = make_run_folder(tmp_path / "native", corpus)
-    finish_run(whole, corpus)
-    stage = FlowerStage(tmp_path, corpus)
+    # Who takes over waits for one lease, as after any restart.
+    stage = FlowerStage(tmp_path, corpus, {"run": {"lease_s": 2.0}})
     stage.play_until(lambda grid: any(kind == "train" for _, kind, _ in grid.received))
     finish_run(stage.folder, corpus, ("c", "d"))
-    assert stage.came() == what_came(whole)
+    assert stage.came() == native

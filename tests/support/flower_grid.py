@@ -17,8 +17,12 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 
 from smalltalk_fed.flower.client_app import app as client_app
+
+# Flower sets these in the processes that it starts; messages are made with them.
+TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
 
 CRASHED = Error(ErrorCode.CLIENT_APP_CRASHED, "the app died")
 GONE = Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat")
@@ -75,6 +79,7 @@ class ThreadGrid(Grid):
         context = Context(1, node, self.nodes.get(node, {}), RecordDict(), self.run_config)
         try:
             reply = client_app(message, context)
+            reply.content = self.alter(node, message.metadata.message_type, reply.content)
             self.received.append((node, message.metadata.message_type, reply.content))
         except Exception as error:
             reply = Message(
