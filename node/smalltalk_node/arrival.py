@@ -18,7 +18,7 @@ from smalltalk_fed.core.catalogue import TOKENIZER_BYTES_MAX
 from smalltalk_fed.core.silo_book import has_public_text, is_private
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.data.corpus import TokenCorpus
-from smalltalk_fed.errors import DataError, PeerError, Refused, SlowDown, WorldError
+from smalltalk_fed.errors import DataError, OurError, PeerError, Refused, SlowDown, WorldError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire.convert import Welcome
 from smalltalk_fed.wire.values import digest_to_proto
@@ -53,6 +53,8 @@ class Arrival:
         if is_corpus(self._path) or not self._path.exists():
             self._corpus = open_corpus(folder, self._path)
         self._public: TokenCorpus | None = None
+        self._welcome: Welcome | None = None
+        self._presented = False
         self._manifest = _shared_manifest(folder)  # None: look first what the run is
         self._machine = machine.probe(folder.path, options.device, options.threads)
 
@@ -69,20 +71,35 @@ class Arrival:
         return self._public
 
     def learn(self, connection: Connection, wait: Wait, tokens_per_s: float) -> RunManifest:
-        """What the run is; in a run on shared text this presents the process as well.
+        """What the run is; nothing of it is kept before `present`.
+
+        A run on shared text that was joined before is presented to by the same question.
 
         Raises:
             PeerError: refused, with the reason; or the manifest can't be trusted.
             DataError: the corpus at hand is not the run's.
         """
         identity = self._folder.identity()
-        looked = self._manifest is None
+        self._presented = self._manifest is not None
         welcome = self._ask(connection, wait, tokens_per_s)
         manifest = signed_manifest(welcome, identity.coordinator_key)
         if not is_private(manifest):
             if self._corpus is None:
                 self._corpus = open_corpus(self._folder, self._path)
             check_corpus(manifest, self._corpus)
+        self._manifest, self._welcome = manifest, welcome
+        return manifest
+
+    def present(self, connection: Connection, wait: Wait, tokens_per_s: float) -> None:
+        """Keep which run this is, make a silo's text ready, and say that this process is here.
+
+        Raises:
+            PeerError: refused, with the reason.
+            DataError: the text can't be used.
+        """
+        manifest, welcome = self._manifest, self._welcome
+        if manifest is None or welcome is None:
+            raise OurError("a node takes part before it knows in what; this is a bug")
         connection.trust(welcome.coordinator_key, manifest.run_id)
         self._folder.remember(
             run_id=manifest.run_id,
@@ -90,24 +107,13 @@ class Arrival:
             corpus=str(self._path),
         )
         self._folder.file(MANIFEST_FILE).write_bytes(welcome.manifest)
-        self._manifest = manifest
-        self._presented = not looked
-        return manifest
-
-    def present(self, connection: Connection, wait: Wait, tokens_per_s: float) -> None:
-        """Make a silo's text ready, and say that this process is here, if it was not said yet.
-
-        Raises:
-            PeerError: refused, with the reason.
-            DataError: the text can't be used.
-        """
-        if self._presented or self._manifest is None:
+        if self._presented:
             return
-        if is_private(self._manifest):
-            if has_public_text(self._manifest):
-                self._public = self._open_public(self._manifest)
+        if is_private(manifest):
+            if has_public_text(manifest):
+                self._public = self._open_public(manifest)
             fetch = partial(fetch_tokenizer, connection)
-            self._corpus = open_silo(self._folder, self._path, self._manifest, fetch)
+            self._corpus = open_silo(self._folder, self._path, manifest, fetch)
         self.join(connection, wait, tokens_per_s)
 
     def join(self, connection: Connection, wait: Wait, tokens_per_s: float) -> None:

@@ -219,6 +219,12 @@ class Coordinator:
         self._advance(now)
 
     def _leave(self, message: msg.Leave, conversation: int, now: float) -> None:
+        if message.node_id not in self.leases.present:
+            node = admission.known(self.state, message.node_id)
+            why = message.reason[:MAX_REASON] or "it said goodbye"
+            self._out.decide(f"node {node.node_id} takes no part", why)
+            self._out.reply(conversation, msg.Left(()))
+            return
         presence = self._presence(message.node_id, message.incarnation, now)
         self.leases.heard(presence, now)
         presence.gone = True

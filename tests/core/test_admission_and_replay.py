@@ -227,3 +227,17 @@ def test_unit_ids_round_trip(text: str) -> None:
 def test_what_is_no_unit_id_is_refused(text: str) -> None:
     with pytest.raises(PeerError):
         UnitKey.parse(text)
+
+
+def test_who_only_asked_what_the_run_is_is_no_part_of_it_and_may_say_why() -> None:
+    world = World(make_manifest())
+    node = FakeNode(world, "a").enrol()
+    before = list(world.journal)
+    asked = msg.Join(node.node_id, 1, 1, b"k" * 32, msg.Capabilities())
+    assert world.answer(asked).node_id == node.node_id
+    with pytest.raises(Refused, match="has not joined"):
+        world.ask(msg.Exchange(node.node_id, 1))
+    left = world.answer(msg.Leave(node.node_id, 1, "it needs 9 GB"))
+    assert left.released == ()
+    assert world.journal == before
+    assert f"node {node.node_id} takes no part: it needs 9 GB" in world.decisions

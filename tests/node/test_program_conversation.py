@@ -261,7 +261,7 @@ def test_a_coordinator_that_is_not_there_yet_is_waited_for(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage.script(STOP)
-    absent = iter([True, True, True, False])
+    absent = iter([True, True, True, False, False])
 
     def join(join: msg.Join) -> convert.Welcome:
         if next(absent):
@@ -270,7 +270,7 @@ def test_a_coordinator_that_is_not_there_yet_is_waited_for(
 
     stage.loopback.behaviour.join = join
     assert stage.program().run() == STOP.reason
-    assert len(stage.loopback.joins) == 4
+    assert (len(stage.loopback.looks), len(stage.loopback.joins)) == (4, 1)
     said = [r.message for r in caplog.records if "no coordinator answers" in r.message]
     assert len(said) == 1  # once in a while, not at every try
 
