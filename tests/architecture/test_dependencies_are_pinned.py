@@ -14,7 +14,13 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 RUNTIME = [
-    Requirement(line) for line in (*PROJECT["dependencies"], *EXTRAS["node"], *EXTRAS["report"])
+    Requirement(line)
+    for line in (
+        *PROJECT["dependencies"],
+        *EXTRAS["node"],
+        *EXTRAS["report"],
+        *(line for line in EXTRAS["privacy"] if not line.startswith("smalltalk-fed")),
+    )
 ]
 
 
