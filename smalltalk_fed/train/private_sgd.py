@@ -39,7 +39,8 @@ from smalltalk_fed.train.plan import REPORT_S, TrainPlan
 from smalltalk_fed.train.secret_noise import SecretNoise
 from smalltalk_fed.train.state import TrainState, fingerprint
 
-PART_BYTES = 1 << 27  # of the gradients of single sequences that stand in memory at once
+# Gradients of single sequences that stand in memory at once; more gain nothing on a CPU.
+PART_BYTES, PART_ROWS_MIN = 1 << 25, 8
 
 OnProgress = Callable[[float, dict[str, float]], None]
 
@@ -175,7 +176,7 @@ def clipped_sums(
     """
     weights = trained_weights(model)
     sums = [torch.zeros_like(weight) for weight in weights]
-    rows = max(1, PART_BYTES // sum(weight.nbytes for weight in weights))
+    rows = max(PART_ROWS_MIN, PART_BYTES // sum(weight.nbytes for weight in weights))
     for start in range(0, len(ids), rows):
         part = split.rows(ids[start : start + rows], tokens).astype(np.int64)
         _sequence_losses(model, torch.from_numpy(part).to(device)).sum().backward()

@@ -40,7 +40,8 @@ def test_sums_are_those_of_a_loop_over_sequences(clip, layers):
 def test_sums_do_not_depend_on_how_many_are_computed_at_once(monkeypatch):
     model, rows = small_model(), Rows(9)
     whole = sums_of(model, rows, range(9), 16, 0.5)
-    monkeypatch.setattr(private_sgd, "PART_BYTES", 1)  # one at a time
+    monkeypatch.setattr(private_sgd, "PART_BYTES", 1)
+    monkeypatch.setattr(private_sgd, "PART_ROWS_MIN", 1)  # one at a time
     for total, single in zip(whole, sums_of(model, rows, range(9), 16, 0.5), strict=True):
         assert torch.allclose(total, single, rtol=1e-4, atol=1e-6)
 

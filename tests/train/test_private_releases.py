@@ -75,7 +75,7 @@ def test_a_damaged_ledger_stops_the_work(tmp_path):
     opened(tmp_path).once("a", "x", "steps", 8, Maker())
     path = tmp_path / LEDGER_FILE
     whole = path.read_bytes()
-    for damage in (b"", b"[]", whole.replace(b'"amount": 8', b'"amount": "8"'), whole[:-9]):
+    for damage in (b"", b"[]", whole.replace(b'"amount": 8', b'"amount": 0.5'), whole[:-9]):
         path.write_bytes(damage)
         with pytest.raises(WorldError, match="nobody knows what this silo has given away"):
             opened(tmp_path)
