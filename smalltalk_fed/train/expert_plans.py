@@ -60,7 +60,7 @@ def expert_plan(
     if seeded:
         plan = _after_seed(manifest, plan)
     if manifest.config.assignment.capacity != "equal":
-        plan = _for_share(plan, segment_sequences * manifest.experts / manifest.train_sequences)
+        plan = for_share(plan, segment_sequences * manifest.experts / manifest.train_sequences)
     if start_step:
         left = plan.steps - start_step
         ramp = min(RAMP_STEPS_MOST, max(left // RAMP_PART, min(RAMP_STEPS_LEAST, left // 4)))
@@ -81,7 +81,7 @@ def _after_seed(manifest: RunManifest, plan: TrainPlan) -> TrainPlan:
     return replace(plan, steps=steps, optimizer=optimizer)
 
 
-def _for_share(plan: TrainPlan, factor: float) -> TrainPlan:
+def for_share(plan: TrainPlan, factor: float) -> TrainPlan:
     """Steps in proportion to the share, which is `factor` of an equal one; warm-up likewise."""
     warmup = round(plan.optimizer.warmup_steps * min(1.0, factor))
     optimizer = plan.optimizer.model_copy(update={"warmup_steps": warmup})

@@ -20,6 +20,7 @@ from torch import nn
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.data.corpus import TokenCorpus
+from smalltalk_fed.data.loader import RowSource
 from smalltalk_fed.errors import Malformed
 from smalltalk_fed.mixture.permutation import derive_key, training_order
 from smalltalk_fed.model.build import build_model, load_model
@@ -116,13 +117,13 @@ def train_expert(
         run = fingerprint(plan, order, model)
         if world.rank == 0:
             begin_lineage(work_folder, start, run)
-    how = _How(
+    how = How(
         work_folder, device, on_progress, should_stop, world, metrics_folder, run, own is not None
     )
     every = config.expert.collect_every_steps
     if every:
         how = replace(how, hand_out=HandOutPolicy(every, work_folder, on_state, start.step))
-    path, figures = _train(manifest, corpus, model, plan, order, how)
+    path, figures = train_rows(manifest, corpus.train, model, plan, order, how)
     return path, figures | {"from_step": float(start.step)}
 
 
@@ -147,8 +148,8 @@ def train_seed(
         steps * plan.batch_sequences,
         "seed-order",
     )
-    how = _How(work_folder, device, on_progress, should_stop, world, metrics_folder)
-    return _train(manifest, corpus, model, plan, order, how)
+    how = How(work_folder, device, on_progress, should_stop, world, metrics_folder)
+    return train_rows(manifest, corpus.train, model, plan, order, how)
 
 
 def dense_baseline(
@@ -180,12 +181,12 @@ def dense_baseline(
         plan.steps * plan.batch_sequences,
         "dense-order",
     )
-    how = _How(work_folder, device, on_progress, should_stop, world, metrics_folder)
-    return _train(manifest, corpus, model, plan, order, how)
+    how = How(work_folder, device, on_progress, should_stop, world, metrics_folder)
+    return train_rows(manifest, corpus.train, model, plan, order, how)
 
 
 @dataclass(frozen=True)
-class _How:
+class How:
     """Where a model is trained, by whom, and who hears of it."""
 
     work_folder: Path
@@ -199,14 +200,18 @@ class _How:
     hand_out: HandOutPolicy | None = None
 
 
-def _train(
+def train_rows(
     manifest: RunManifest,
-    corpus: TokenCorpus,
+    rows: RowSource,
     model: nn.Module,
     plan: TrainPlan,
     order: np.ndarray,
-    how: _How,
+    how: How,
 ) -> tuple[Path, dict[str, float]]:
+    """Train `model` on the sequences `order` of `rows`; return weights' file and figures.
+
+    Raises Stopped when it was told to stop before it was done.
+    """
     leads = how.world.rank == 0
     use_threads(manifest.config.compute)
     tell = unit_progress(how.on_progress, 0.0, 1.0)
@@ -223,7 +228,7 @@ def _train(
 
         result = train(
             model,
-            corpus.train,
+            rows,
             order,
             plan=plan,
             device=torch.device(how.device),

@@ -16,6 +16,7 @@ from smalltalk_fed.config.run import Optimizer
 from smalltalk_fed.train.device import Dtype
 
 REPORT_S = 1.0  # between two reports of progress
+CURVE_RAW_POINTS = 100  # of a curve of losses, at most
 
 
 class Stopped(Exception):
@@ -85,7 +86,7 @@ def rate_at(step: int, steps: int, optimizer: Optimizer) -> float:
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def curve_of(losses: list[float], points: int = 100) -> tuple[tuple[int, float], ...]:
+def curve_of(losses: list[float], points: int = CURVE_RAW_POINTS) -> tuple[tuple[int, float], ...]:
     """Return at most `points` (step, mean loss) of the losses of single steps."""
     count = min(points, len(losses))
     edges = [len(losses) * index // count for index in range(count + 1)] if count else []

@@ -98,26 +98,17 @@ def router_round(
     config, device = manifest.config, torch.device(device)
     use_threads(config.compute)
     model = build_router(manifest, expert, parameters)
-    steps = math.ceil(len(share_ids) / config.router.batch_sequences)
     order = training_order(
         config.run.seed, np.sort(share_ids), len(share_ids), "router-order", expert, round_
     )
-    prefix, length = config.sequence.prefix, config.sequence.length
-    plan = TrainPlan(
-        optimizer=router_optimizer(config.router.optimizer, steps),
-        steps=steps,
-        batch_sequences=config.router.batch_sequences,
-        tokens=prefix if config.router.train_tokens == "prefix" else length,
-        dtype=train_dtype(config.compute, device),
-        compile_model=False,  # a round is too short to earn the compiler's time back
-    )
+    prefix = config.sequence.prefix
     last_round = round_ == config.router.rounds
     part = 1.0 if last_round else 0.75  # of the unit's time, about
     result = train(
         model,
         corpus.train,
         order,
-        plan=plan,
+        plan=router_plan(manifest, len(share_ids), device),
         device=device,
         checkpoint=checkpoint_policy(manifest, work_folder) if work_folder else None,
         on_progress=unit_progress(on_progress, 0.0, part),
@@ -208,6 +199,21 @@ def checkpoint_policy(manifest: RunManifest, work_folder: Path) -> CheckpointPol
     compute = manifest.config.compute
     folder = work_folder / CHECKPOINTS
     return CheckpointPolicy(folder, compute.checkpoint_s, compute.checkpoint_share)
+
+
+def router_plan(manifest: RunManifest, sequences: int, device: torch.device) -> TrainPlan:
+    """Return how a router is trained in one round: once over its share of the chunk."""
+    config = manifest.config
+    prefix, length = config.sequence.prefix, config.sequence.length
+    steps = math.ceil(sequences / config.router.batch_sequences)
+    return TrainPlan(
+        optimizer=router_optimizer(config.router.optimizer, steps),
+        steps=steps,
+        batch_sequences=config.router.batch_sequences,
+        tokens=prefix if config.router.train_tokens == "prefix" else length,
+        dtype=train_dtype(config.compute, device),
+        compile_model=False,  # a round is too short to earn the compiler's time back
+    )
 
 
 def router_optimizer(settings: Optimizer, steps: int) -> Optimizer:
