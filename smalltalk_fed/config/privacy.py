@@ -42,7 +42,7 @@ class PrivacySection(Section):
     count_noise: float = Field(
         default=10.0,
         ge=1,
-        le=1e9,
+        le=1e6,
         description="Standard deviation of the noise on each count of held-out sequences, in "
         "sequences.",
     )
