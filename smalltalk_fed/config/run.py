@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from smalltalk_fed.config.privacy import PrivacySection, privacy_problem
 from smalltalk_fed.config.private import PrivateSection, problem
 from smalltalk_fed.config.section import Section
 from smalltalk_fed.config.shapes import PRESETS, ModelShape
@@ -238,6 +239,7 @@ class RunConfig(Section):
     assignment: AssignmentSection = AssignmentSection()
     audit: AuditSection = AuditSection()
     private: PrivateSection = PrivateSection()
+    privacy: PrivacySection = PrivacySection()
     compute: ComputeSection = ComputeSection()
 
     @model_validator(mode="after")
@@ -267,6 +269,8 @@ class RunConfig(Section):
                 )
             if not all(0 < weight < float("inf") for weight in weights):
                 raise ValueError("assignment.capacity has a weight that is not a positive number")
-        if wrong := problem(self):
+        if wrong := problem(self) or privacy_problem(
+            self.privacy, self.run.regime, self.private.experts_of
+        ):
             raise ValueError(wrong)
         return self

@@ -6,7 +6,8 @@
     every silo: its text divided among its own experts
 
 (method.md, section 2, "Private data"). Counts go through the same rows as on the wire, so that a
-distributed run on the same seed, text, machine and threads gives the same routers and prices.
+distributed run on the same seed, text, machine and threads gives the same routers and prices;
+under noise (`[privacy]`) no two runs are the same.
 The last exchange is repeated `price_rounds` times. Public text is not divided here, and experts
 are not trained.
 """
@@ -26,15 +27,14 @@ from smalltalk_fed.mixture.silo_prices import (
     encode_counts,
     expert_shares,
     move_prices,
-    withhold,
 )
 from smalltalk_fed.train.silo import (
     SiloText,
     block_count,
-    count_wins,
     silo_block,
     silo_segments,
 )
+from smalltalk_fed.train.silo_counts import silo_counts
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,8 @@ def run_private_em(
         every = [routers[e] for e in range(manifest.experts)]
         for index in range(private.price_rounds if block == blocks else 1):
             rows = [
-                withhold(
-                    count_wins(manifest, silo, every, prices_E, device=device),
-                    private.count_floor,
-                )
-                for silo in silos
+                silo_counts(manifest, seat, silo, block, index, every, prices_E, device=device)[0]
+                for seat, silo in enumerate(silos)
             ]
             counts_KxE = np.stack(
                 [

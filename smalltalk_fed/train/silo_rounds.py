@@ -33,6 +33,8 @@ from smalltalk_fed.model.state import state_from_bytes, state_to_bytes, write_at
 from smalltalk_fed.train.device import use_threads
 from smalltalk_fed.train.loop import train
 from smalltalk_fed.train.plan import Stopped
+from smalltalk_fed.train.private_units import private_block
+from smalltalk_fed.train.releases import Releases
 from smalltalk_fed.train.silo_text import (
     Rows,
     SiloText,
@@ -89,6 +91,13 @@ def silo_chunk_sequences(manifest: RunManifest, seat: int, sequences: int) -> in
     return min(max(experts, chunk * experts // manifest.experts), sequences)
 
 
+def block_sequences(manifest: RunManifest, seat: int, sequences: int) -> list[int]:
+    """Return how many sequences each of the X blocks trains on in a silo that has `sequences`."""
+    chunk = silo_chunk_sequences(manifest, seat, sequences)
+    blocks = range(1, block_count(manifest) + 1)
+    return [chunk * len(block_rounds(manifest, block)) for block in blocks]
+
+
 def silo_block(
     manifest: RunManifest,
     seat: int,
@@ -96,6 +105,7 @@ def silo_block(
     block: int,
     routers: Mapping[int, bytes],
     *,
+    releases: Releases | None = None,
     work_folder: Path | None = None,
     device: torch.device | str = "cpu",
     on_progress: OnProgress | None = None,
@@ -105,13 +115,31 @@ def silo_block(
 
     `routers` are the seat's own after the block before; none before the first. In
     `work_folder` finished rounds are kept, and checkpoints of the one under way, so that a
-    block that was cut off goes on there.
+    block that was cut off goes on there. Under noise (`[privacy]`) the seat's one router is
+    trained by `private_block` instead, and `releases` is the silo's ledger.
     Raises DataError for a silo that is too small, Malformed for routers of another shape, and
     Stopped.
     """
     use_threads(manifest.config.compute)
     experts = seat_experts(manifest.config)[seat]
     models = {e: build_silo_router(manifest, e, routers.get(e)) for e in experts}
+    if manifest.config.privacy.on:
+        sequences, (expert,) = len(corpus.train), experts
+        parameters, figures = private_block(
+            manifest,
+            seat,
+            corpus.train,
+            sequences,
+            models[expert],
+            block,
+            block_sequences(manifest, seat, sequences),
+            releases=releases,
+            work_folder=work_folder,
+            device=device,
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+        return SiloBlockResult({expert: parameters}, figures)
     silo = _Silo(manifest, seat, corpus.train, torch.device(device), should_stop)
     kept = None if work_folder is None else _Kept(work_folder, seat, block, routers)
     rounds = block_rounds(manifest, block)

@@ -161,6 +161,8 @@ FIGURES: dict[str, str] = {
     "suffix_nll": "sum of losses over the rest of all sequences",
     "prefix_tokens": "tokens that the first sum is over",
     "suffix_tokens": "tokens that the second sum is over",
+    "epsilon": "what a silo's noised routers, or its noised counts, have cost it so far",
+    "delta": "probability with which that may not hold",
 }
 
 

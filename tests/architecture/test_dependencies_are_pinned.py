@@ -13,7 +13,10 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-LINES = (*PROJECT["dependencies"], *EXTRAS["node"], *EXTRAS["report"], *EXTRAS["flower"])
+LINES = (
+    *PROJECT["dependencies"],
+    *(line for extra in ("node", "report", "flower", "privacy") for line in EXTRAS[extra]),
+)
 RUNTIME = [Requirement(line) for line in LINES if not line.startswith(PROJECT["name"])]
 
 
