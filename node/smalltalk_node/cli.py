@@ -26,7 +26,7 @@ from smalltalk_fed.telemetry import logs
 from smalltalk_fed.telemetry.console import EXIT_CODES, program, run_program
 from smalltalk_fed.wire.egress import EgressRow, egress_rows
 from smalltalk_fed.wire.token import decode_token
-from smalltalk_node import machine
+from smalltalk_node import expert_commands, machine
 from smalltalk_node.identity import DEFAULT_FOLDER, NodeFolder
 from smalltalk_node.limits import Limits
 from smalltalk_node.machine import WORKER_THREAD
@@ -164,6 +164,10 @@ def run(
     typer.echo(reason)
 
 
+app.command(epilog=EXIT_CODES)(expert_commands.serve_experts)
+app.command(epilog=EXIT_CODES)(expert_commands.withdraw)
+
+
 @app.command(epilog=EXIT_CODES)
 def egress(
     record: Annotated[Path, typer.Argument(metavar="FILE", help="From `run --record-egress`.")],
@@ -213,7 +217,7 @@ def _explain_egress(folder: Path | None, as_json: bool) -> None:
     for table in _egress_tables(rows):
         console.print(table)
     console.print(
-        "Nothing else can leave: no text, no gradients, no activations, no optimizer states. "
+        "Nothing else can leave: no corpus, no gradients, no activations, no optimizer states. "
         "What did leave is counted in metrics.jsonl and node-status.json of the node's folder; "
         "`run --record-egress FILE` keeps all of it, and `egress FILE` holds it against this list."
     )

@@ -198,6 +198,17 @@ class NodeReadmitted:
     node_id: str
 
 
+@dataclass(frozen=True)
+class ExpertWithdrawn:
+    """An expert and its router leave the mixture for good; its units are asked for no more."""
+
+    at: float
+    expert: int
+    node_id: str  # whose it was; empty if it was nobody's yet
+    by: str  # owner, operator
+    reason: str
+
+
 Event = (
     InviteMade
     | InviteCancelled
@@ -216,6 +227,7 @@ Event = (
     | AuditSettled
     | NodeQuarantined
     | NodeReadmitted
+    | ExpertWithdrawn
 )
 
 _KINDS: dict[str, type] = {
@@ -238,6 +250,7 @@ _KINDS: dict[str, type] = {
         AuditSettled,
         NodeQuarantined,
         NodeReadmitted,
+        ExpertWithdrawn,
     )
 }
 _BLOB_FIELDS = ("shares", "outputs", "segments")

@@ -22,7 +22,8 @@ def next_step(state: HardState) -> tuple[Trigger, str] | None:
         case Phase.SHARDING if state.segments is not None:
             return Trigger.SEGMENTS_MADE, "every training sequence has its expert"
         case Phase.TRAINING if state.segments is not None and _done(state):
-            return Trigger.EXPERTS_DONE, f"{state.experts} experts trained"
+            left = state.experts - len(state.withdrawn)
+            return Trigger.EXPERTS_DONE, f"{left} experts trained"
         case Phase.EVALUATING if not state.manifest.heldout_sequences:
             return Trigger.EVALUATED, "the corpus has no held-out text"
         case Phase.EVALUATING if not state.open:

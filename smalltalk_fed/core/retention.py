@@ -4,8 +4,9 @@ Rules: of router parameters the last two rounds and the final ones are kept, of 
 those of the round being divided and of the one before (a lost division can be made again),
 of an unfinished expert's collected weights the last two (one may be on its way to a node
 while the next arrives), of lists all (they are small, and the proof of the data's use wants
-them), of opinions those that wait for the judge. Functions of hard state; nothing is deleted
-here.
+them), of opinions those that wait for the judge. Of a withdrawn expert nothing is kept but its
+lists, and its router as long as opinions on others may be formed with it. Functions of hard
+state; nothing is deleted here.
 """
 
 from __future__ import annotations
@@ -61,6 +62,13 @@ def released_by(state: HardState, event: ev.Event) -> tuple[str, ...]:
         case ev.NodeQuarantined():
             for unit_id in event.undone:
                 released += _outputs_of(state, unit_id)
+        case ev.ExpertWithdrawn():
+            released += _outputs_of(state, UnitKey(UnitKind.TRAIN_EXPERT, event.expert).unit_id)
+            if _routers_rest(state):
+                released += _router_of(state, event.expert)
+        case ev.PhaseChanged() if event.phase is Phase.FINISHED:
+            for expert in state.withdrawn:
+                released += _router_of(state, expert)
     return tuple(released)
 
 
@@ -91,11 +99,28 @@ def remedy(state: HardState, digest: str, at: float, reason: str) -> ev.BlobLost
 def _needed(state: HardState, key: UnitKey, name: str) -> bool:
     match key.kind:
         case UnitKind.ROUTER_ROUND:
+            if key.expert in state.withdrawn and name == "parameters" and _routers_rest(state):
+                return False
             return _kept(state, key, name)
         case UnitKind.AUDIT:
             return key.target in state.unsettled
         case _:
             return True
+
+
+def _routers_rest(state: HardState) -> bool:
+    """Whether no unit is made from routers any more: no opinion on an expert is asked for."""
+    return state.phase is Phase.FINISHED or not state.manifest.config.audit.rate
+
+
+def _router_of(state: HardState, expert: int) -> list[str]:
+    rounds = (accepted for accepted in state.finished.values())
+    return [
+        ref.digest
+        for accepted in rounds
+        for ref in accepted.outputs
+        if ref.name == "parameters" and UnitKey.parse(accepted.unit_id).expert == expert
+    ]
 
 
 def _opinions_of(state: HardState, unit_id: str) -> list[str]:

@@ -19,7 +19,7 @@ from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import WorldError, shown
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def to_json(state: HardState) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def to_json(state: HardState) -> dict[str, Any]:
         "audits": [vars(audit) for audit in state.audits.values()],
         "asked": dict(state.asked),
         "waived": dict(state.waived),
+        "withdrawn": [vars(each) for each in state.withdrawn.values()],
         "to_judge": list(state.to_judge),
         "last_at": state.last_at,
     }
@@ -79,6 +80,7 @@ def from_json(manifest: RunManifest, data: dict[str, Any]) -> HardState:
             audits={each["unit_id"]: Audit(**each) for each in data["audits"]},
             asked=data["asked"],
             waived=data["waived"],
+            withdrawn={each["expert"]: ev.ExpertWithdrawn(**each) for each in data["withdrawn"]},
             last_at=data["last_at"],
             to_judge=dict.fromkeys(data["to_judge"]),
         )

@@ -23,6 +23,7 @@ from typing import Any
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator, Ready
+from smalltalk_fed.core.events import ExpertWithdrawn
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.errors import DamagedBlob, OurError, PeerError, SmalltalkError, WorldError
@@ -228,6 +229,8 @@ class Host:
             self._on_decision(decision)
         for digest in ready.released:
             self.blobs.drop(digest)
+        if any(isinstance(event, ExpertWithdrawn) for event in ready.events):
+            self._finished_seen = False  # the mixture is not what it should be any more
         for job in ready.jobs:
             self._spawn(self._run_job(job))
         if self.coordinator.state.phase is Phase.FINISHED and not self._finished_seen:

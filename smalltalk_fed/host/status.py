@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from smalltalk_fed.core.coordinator import Coordinator
@@ -59,6 +60,7 @@ def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "shards": shard_figures(state),
         "experts_done": experts_done(state),
         "evaluation": evaluation(state),
+        "withdrawn": [asdict(event) for _, event in sorted(state.withdrawn.items())],
         "failures": {
             key.unit_id: [{"node_id": node, "reason": reason} for node, reason in failures]
             for key, failures in leases.failures.items()
@@ -166,13 +168,18 @@ def experts_done(state: HardState) -> list[dict[str, Any]]:
 
 
 def evaluation(state: HardState) -> dict[str, Any] | None:
-    """The mixture's held-out perplexity out of the `evaluate` units, once all are in."""
+    """The mixture's held-out perplexity out of the `evaluate` units, once all are in.
+
+    Of an expert that was withdrawn there are no figures (None), and the text that the routers
+    gave it is in no sum.
+    """
     if state.phase is not Phase.FINISHED or not state.manifest.heldout_sequences:
         return None
-    rows = [
-        state.finished[UnitKey(UnitKind.EVALUATE, expert).unit_id].figures
+    found = [
+        state.finished.get(UnitKey(UnitKind.EVALUATE, expert).unit_id)
         for expert in range(state.experts)
     ]
+    rows = [accepted.figures for accepted in found if accepted]
     suffix_nll = sum(row["suffix_nll"] for row in rows)
     suffix_tokens = sum(row["suffix_tokens"] for row in rows)
     all_nll = suffix_nll + sum(row["prefix_nll"] for row in rows)
@@ -180,5 +187,5 @@ def evaluation(state: HardState) -> dict[str, Any] | None:
     return {
         "suffix_ppl": math.exp(suffix_nll / suffix_tokens) if suffix_tokens else None,
         "all_ppl": math.exp(all_nll / all_tokens) if all_tokens else None,
-        "experts": [dict(row) for row in rows],
+        "experts": [dict(accepted.figures) if accepted else None for accepted in found],
     }

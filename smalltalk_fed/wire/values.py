@@ -25,6 +25,8 @@ MAX_INPUTS = MAX_EXPERTS + 8  # a shard gets every router
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_RELEASED = 16
 MAX_ADDRESSES = 16
+MAX_PROMPT_TOKENS = 16_384  # 48 KiB on the wire with the largest usual vocabularies
+MAX_ANSWER_TOKENS = 4096
 MAX_INTEGER = 2**63 - 1
 MAX_SECONDS = 1e12  # far after any time that a run will see
 

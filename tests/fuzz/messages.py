@@ -29,6 +29,7 @@ from smalltalk_fed.errors import PeerError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import kind_of
 from smalltalk_fed.wire import convert, convert_admin
+from smalltalk_fed.wire import convert_serving as serving
 from smalltalk_fed.wire.certificates import (
     CertificateAuthority,
     certificate_facts,
@@ -50,6 +51,7 @@ NOT_READ = {
     "StatusReply": "JSON that the coordinator made, shown to whoever has its folder",
 }
 
+PROMPT = serving.Prompt(1, (5, 6, 299), 20, 0.8, 0.95, 3, 0, 7)
 Read = Callable[[Any], object]
 
 
@@ -159,6 +161,26 @@ def _requests() -> list[tuple[type[Message], Read, list[Message]]]:
             admin.revoke_from_proto,
             [pb.RevokeRequest(node_id="n-1", reason="lost")],
         ),
+        (
+            pb.WithdrawRequest,
+            functools.partial(serving.withdraw_from_proto, "n-1"),
+            [serving.withdraw_to_proto(msg.Withdraw((0, 2), "n-1", True, "ours again"))],
+        ),
+        (
+            pb.TakeOutRequest,
+            serving.take_out_from_proto,
+            [serving.take_out_to_proto(msg.Withdraw((), "n-1", False, "asked to"))],
+        ),
+        (
+            pb.ServeUp,
+            serving.serve_up_from_proto,
+            [
+                serving.offer_to_proto(serving.Offer((0, 3), 2)),
+                serving.completion_to_proto(serving.Completion(7, (1, 2, 300))),
+                serving.completion_to_proto(serving.Completion(8, problem="no memory")),
+            ],
+        ),
+        (pb.Prompt, serving.prompt_from_proto, [serving.prompt_to_proto(PROMPT)]),
         (pb.ReadmitRequest, admin.readmit_from_proto, [pb.ReadmitRequest(node_id="n-1")]),
         (pb.PauseRequest, admin.pause_from_proto, [pb.PauseRequest(reason="holiday")]),
     ]
@@ -195,6 +217,21 @@ def _replies() -> list[tuple[type[Message], Read, list[Message]]]:
             pb.BlobStateReply,
             lambda reply: min(int(reply.received), 10),
             [pb.BlobStateReply(received=5, complete=False)],
+        ),
+        (
+            pb.WithdrawReply,
+            serving.withdrawn_from_proto,
+            [pb.WithdrawReply(reason="expert 1 left the mixture")],
+        ),
+        (
+            pb.ServeDown,
+            serving.serve_down_from_proto,
+            [serving.taken_to_proto("prompts follow"), serving.prompt_down(PROMPT)],
+        ),
+        (
+            pb.GenerateReply,
+            serving.answered_from_proto,
+            [serving.answered_to_proto(serving.Answered("n-1", "box", (5, 6)))],
         ),
         (pb.LeaveReply, convert.left_from_proto, [pb.LeaveReply(released=["shard/3"])]),
         (pb.AdminReply, convert_admin.done_from_proto, [pb.AdminReply(reason="done")]),

@@ -254,6 +254,80 @@ class LeaveReply(_message.Message):
     released: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, released: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class WithdrawRequest(_message.Message):
+    __slots__ = ("experts", "reason")
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    experts: _containers.RepeatedScalarFieldContainer[int]
+    reason: str
+    def __init__(self, experts: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class WithdrawReply(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class ServeUp(_message.Message):
+    __slots__ = ("offer", "completion")
+    OFFER_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    offer: Offer
+    completion: Completion
+    def __init__(self, offer: _Optional[_Union[Offer, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ...) -> None: ...
+
+class ServeDown(_message.Message):
+    __slots__ = ("taken", "prompt")
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    taken: Taken
+    prompt: Prompt
+    def __init__(self, taken: _Optional[_Union[Taken, _Mapping]] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ...) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("experts", "at_once")
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    AT_ONCE_FIELD_NUMBER: _ClassVar[int]
+    experts: _containers.RepeatedScalarFieldContainer[int]
+    at_once: int
+    def __init__(self, experts: _Optional[_Iterable[int]] = ..., at_once: _Optional[int] = ...) -> None: ...
+
+class Taken(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Prompt(_message.Message):
+    __slots__ = ("number", "expert", "tokens", "tokens_max", "temperature", "top_p", "seed", "end")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    expert: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    tokens_max: int
+    temperature: float
+    top_p: float
+    seed: int
+    end: int
+    def __init__(self, number: _Optional[int] = ..., expert: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., tokens_max: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
+class Completion(_message.Message):
+    __slots__ = ("number", "tokens", "problem")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    problem: str
+    def __init__(self, number: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., problem: _Optional[str] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -305,6 +379,26 @@ class PauseRequest(_message.Message):
 class ResumeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class TakeOutRequest(_message.Message):
+    __slots__ = ("experts", "node_id", "reason")
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    experts: _containers.RepeatedScalarFieldContainer[int]
+    node_id: str
+    reason: str
+    def __init__(self, experts: _Optional[_Iterable[int]] = ..., node_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class GenerateReply(_message.Message):
+    __slots__ = ("node_id", "node_name", "tokens")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    node_name: str
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, node_id: _Optional[str] = ..., node_name: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AdminReply(_message.Message):
     __slots__ = ("reason",)
