@@ -13,12 +13,14 @@ import grpc
 from google.protobuf.message import Message
 
 from smalltalk_coordinator.calls import caller, served
-from smalltalk_coordinator.relay import Relay
+from smalltalk_coordinator.relay import NodeGone, Relay
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
-from smalltalk_fed.wire import convert_admin, convert_serving
+from smalltalk_fed.wire import convert_admin, convert_measuring, convert_serving
+from smalltalk_fed.wire.convert_measuring import Losses, Measured
+from smalltalk_fed.wire.convert_serving import Answered, Completion
 
 
 class AdminService(pb_grpc.AdminServicer):
@@ -96,8 +98,23 @@ class AdminService(pb_grpc.AdminServicer):
     ) -> pb.GenerateReply:
         """Let the node that has an expert answer a prompt."""
         caller(context, self._host.clock, "operator")
-        answered = await self._relay.ask(convert_serving.prompt_from_proto(request))
-        return convert_serving.answered_to_proto(answered)
+        prompt = convert_serving.prompt_from_proto(request)
+        *who, answer = await self._relay.ask(prompt)
+        if not isinstance(answer, Completion) or len(answer.tokens) > prompt.tokens_max:
+            raise NodeGone(f"node {who[0]} answered with something else than was asked for")
+        return convert_serving.answered_to_proto(Answered(*who, answer.tokens))
+
+    @served
+    async def Measure(  # noqa: N802
+        self, request: pb.Text, context: grpc.aio.ServicerContext
+    ) -> pb.MeasureReply:
+        """Let the node that has an expert measure a text."""
+        caller(context, self._host.clock, "operator")
+        *who, answer = await self._relay.ask(convert_measuring.text_from_proto(request))
+        if not isinstance(answer, Losses):
+            raise NodeGone(f"node {who[0]} answered with something else than was asked for")
+        measured = Measured(*who, answer.prefix_nll, answer.suffix_nll)
+        return convert_measuring.measured_to_proto(measured)
 
     async def _do(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.errors import Malformed, SmalltalkError, shown
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.wire import convert_serving
+from smalltalk_fed.wire.convert_measuring import Text, text_from_proto, text_to_proto
 
 Dir = Annotated[Path, typer.Argument(metavar="DIR", help="The run's folder.")]
 
@@ -45,8 +47,9 @@ def withdraw(
 def relay(folder: Dir) -> None:
     """Pass prompts on to the nodes that serve their experts; JSON lines in and out, for programs.
 
-    In: expert, tokens, tokens_max, temperature, top_p, seed, end. Out: node_id, node_name,
-    tokens; or error, exit_code.
+    In: expert, tokens, tokens_max, temperature, top_p, seed, end; or, of a text to be measured,
+    expert, tokens, sequence_tokens, prefix_tokens. Out: node_id, node_name, and tokens, or
+    prefix_nll and suffix_nll; or error, exit_code.
     """
     with OperatorClient(RunFolder.open(folder)) as client:
         for line in sys.stdin.buffer:
@@ -56,23 +59,25 @@ def relay(folder: Dir) -> None:
 
 def _answered(client: OperatorClient, line: bytes) -> dict[str, Any]:
     try:
-        answered = client.generate(_prompt(line))
+        asked = _asked(line)
+        if isinstance(asked, Text):
+            return asdict(client.measure(asked))
+        return asdict(client.generate(asked))
     except SmalltalkError as error:
         return {"error": str(error), "exit_code": error.exit_code}
-    return {
-        "node_id": answered.node_id,
-        "node_name": answered.node_name,
-        "tokens": list(answered.tokens),
-    }
 
 
-def _prompt(line: bytes) -> convert_serving.Prompt:
+def _asked(line: bytes) -> convert_serving.Asked:
     try:
         said = json.loads(line)
+        expert, tokens = int(said["expert"]), tuple(map(int, said["tokens"]))
+        if "prefix_tokens" in said:
+            lengths = int(said["sequence_tokens"]), int(said["prefix_tokens"])
+            return text_from_proto(text_to_proto(Text(expert, tokens, *lengths)))
         end = said.get("end")
         prompt = convert_serving.Prompt(
-            expert=int(said["expert"]),
-            tokens=tuple(map(int, said["tokens"])),
+            expert=expert,
+            tokens=tokens,
             tokens_max=int(said["tokens_max"]),
             temperature=float(said["temperature"]),
             top_p=float(said["top_p"]),
@@ -81,4 +86,4 @@ def _prompt(line: bytes) -> convert_serving.Prompt:
         )
         return convert_serving.prompt_from_proto(convert_serving.prompt_to_proto(prompt))
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise Malformed(f"a prompt must be one line of JSON: {shown(str(error))}") from None
+        raise Malformed(f"what is asked must be one line of JSON: {shown(str(error))}") from None

@@ -17,8 +17,9 @@ from smalltalk_fed.errors import SmalltalkError, WorldError
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
-from smalltalk_fed.wire import convert_admin, convert_serving
+from smalltalk_fed.wire import convert_admin, convert_measuring, convert_serving
 from smalltalk_fed.wire.certificates import SERVER_NAME
+from smalltalk_fed.wire.convert_measuring import Measured, Text
 from smalltalk_fed.wire.convert_serving import Answered, Prompt
 from smalltalk_fed.wire.limits import ANSWER_S
 from smalltalk_fed.wire.secret_files import read_secret
@@ -114,6 +115,12 @@ class OperatorClient:
         request = convert_serving.prompt_to_proto(prompt)
         reply = self._call("Generate", request, ANSWER_S + TIMEOUT_S)
         return convert_serving.answered_from_proto(reply)
+
+    def measure(self, text: Text) -> Measured:
+        """Let the node that has the text's expert measure it. Raises as `generate` does."""
+        request = convert_measuring.text_to_proto(text)
+        reply = self._call("Measure", request, ANSWER_S + TIMEOUT_S)
+        return convert_measuring.measured_from_proto(reply)
 
     def _call(self, name: str, request: object, timeout_s: float = TIMEOUT_S) -> Any:
         while True:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from smalltalk_fed.errors import Forbidden, Malformed, Refused, SlowDown, WorldError
 from smalltalk_fed.wire import limits
-from smalltalk_fed.wire.convert_serving import Answered, Completion, Offer, Prompt
+from smalltalk_fed.wire.convert_serving import Answer, Asked, Completion, Offer
 
 May = Callable[[str], Collection[int]]  # node -> experts that it may answer with now
 Named = Callable[[str], str]  # node -> its name
@@ -33,8 +33,8 @@ class Line:
     def __init__(self, node_id: str, offer: Offer) -> None:
         self.node_id, self.experts = node_id, offer.experts
         self._free = asyncio.Semaphore(offer.at_once)
-        self._queue: asyncio.Queue[Prompt] = asyncio.Queue()
-        self._answers: dict[int, asyncio.Future[tuple[int, ...]]] = {}  # by number
+        self._queue: asyncio.Queue[Asked] = asyncio.Queue()
+        self._answers: dict[int, asyncio.Future[Answer]] = {}  # by number
         self._in_hand: set[int] = set()  # sent, and not answered; also if nobody waits any more
         self._numbers = 0
         self.closed = asyncio.Event()
@@ -43,48 +43,48 @@ class Line:
         """Prompts that wait for an answer."""
         return len(self._answers)
 
-    def put(self, prompt: Prompt) -> tuple[int, asyncio.Future[tuple[int, ...]]]:
-        """Let a prompt wait its turn; returns its number and where its answer comes to."""
+    def put(self, asked: Asked) -> tuple[int, asyncio.Future[Answer]]:
+        """Let it wait its turn; returns its number and where its answer comes to."""
         self._numbers += 1
-        future: asyncio.Future[tuple[int, ...]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._answers[self._numbers] = future
-        self._queue.put_nowait(replace(prompt, number=self._numbers))
+        self._queue.put_nowait(replace(asked, number=self._numbers))
         return self._numbers, future
 
     def forget(self, number: int) -> None:
         """Nobody waits for this answer any more."""
         self._answers.pop(number, None)
 
-    async def next(self) -> Prompt:
+    async def next(self) -> Asked:
         """The next prompt that somebody still waits for, once the node has a hand free."""
         await self._free.acquire()
         try:
-            while (prompt := await self._queue.get()).number not in self._answers:
+            while (asked := await self._queue.get()).number not in self._answers:
                 pass
         except asyncio.CancelledError:
             self._free.release()
             raise
-        self._in_hand.add(prompt.number)
-        return prompt
+        self._in_hand.add(asked.number)
+        return asked
 
-    def answered(self, completion: Completion) -> None:
+    def answered(self, answer: Answer) -> None:
         """Take an answer in.
 
         Raises:
             Malformed: nobody asked for it.
         """
-        if completion.number not in self._in_hand:
-            raise Malformed(f"an answer to a prompt {completion.number} that was not asked")
-        self._in_hand.discard(completion.number)
+        if answer.number not in self._in_hand:
+            raise Malformed(f"an answer to a prompt {answer.number} that was not asked")
+        self._in_hand.discard(answer.number)
         self._free.release()
-        future = self._answers.get(completion.number)
+        future = self._answers.get(answer.number)
         if future is None or future.done():
             return
-        if completion.problem:
-            what = f"node {self.node_id} could not answer: {completion.problem}"
+        if isinstance(answer, Completion) and answer.problem:
+            what = f"node {self.node_id} could not answer: {answer.problem}"
             future.set_exception(NodeGone(what))
         else:
-            future.set_result(completion.tokens)
+            future.set_result(answer)
 
     def close(self, why: NodeGone) -> None:
         """The connection ends; whoever waits is told."""
@@ -140,28 +140,26 @@ class Relay:
         """Prompts that wait for an answer."""
         return sum(map(len, self._lines.values()))
 
-    async def ask(self, prompt: Prompt) -> Answered:
-        """The answer of a node that has the expert.
+    async def ask(self, asked: Asked) -> tuple[str, str, Answer]:
+        """The answer of a node that has the expert, behind that node's id and name.
 
         Raises:
             Refused: no node serves it now.
             SlowDown: too many prompts wait already.
             NodeGone: the node went away, was late, or could not answer.
         """
-        line = self._least_busy(prompt.expert)
-        number, future = line.put(prompt)
+        line = self._least_busy(asked.expert)
+        number, future = line.put(asked)
         try:
             async with asyncio.timeout(limits.ANSWER_S):
-                tokens = await future
+                answer = await future
         except TimeoutError:
             self.close(line)
             who = self._who(line.node_id)
             raise NodeGone(f"{who} did not answer within {limits.ANSWER_S:.0f} s") from None
         finally:
             line.forget(number)
-        if len(tokens) > prompt.tokens_max:
-            raise NodeGone(f"{self._who(line.node_id)} answered with more than was asked for")
-        return Answered(line.node_id, self._named(line.node_id), tokens)
+        return line.node_id, self._named(line.node_id), answer
 
     def _least_busy(self, expert: int) -> Line:
         if self.waiting >= limits.PROMPTS_WAITING_IN_ALL_MAX:

@@ -19,7 +19,7 @@ from smalltalk_fed.errors import Malformed, WorldError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire import convert_serving, limits
-from smalltalk_fed.wire.convert_serving import Completion, Offer
+from smalltalk_fed.wire.convert_serving import Answer, Offer
 
 KIND = "serve"
 
@@ -62,23 +62,21 @@ class ServingService:
         while True:
             try:
                 async with asyncio.timeout(limits.SERVING_LOOK_S):
-                    prompt = await line.next()
+                    asked = await line.next()
             except TimeoutError:
                 who()
                 continue
             who()
-            await self._write(line.node_id, context, convert_serving.prompt_down(prompt))
+            await self._write(line.node_id, context, convert_serving.asked_down(asked))
 
     async def _receive(self, line: Line, context: grpc.aio.ServicerContext, who: Who) -> None:
         while (said := await self._read(line.node_id, context)) is not None:
             who()
-            if not isinstance(said, Completion):
+            if isinstance(said, Offer):
                 raise Malformed("a second offer on one stream; connect anew to change it")
             line.answered(said)
 
-    async def _read(
-        self, node_id: str, context: grpc.aio.ServicerContext
-    ) -> Offer | Completion | None:
+    async def _read(self, node_id: str, context: grpc.aio.ServicerContext) -> Offer | Answer | None:
         """What the node says next; None when it has said all."""
         message: Any = await context.read()
         if message is grpc.aio.EOF:

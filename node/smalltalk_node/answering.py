@@ -1,4 +1,4 @@
-"""An expert of this machine goes on from a prompt: the same tokens as `smalltalk generate` draws.
+"""An expert of this machine goes on from a prompt, or measures a text, as `smalltalk` does.
 
 Rules: weights are this node's own, loaded when they are first asked for and kept; a seed fixes
 what is drawn. torch is imported with the first prompt. Whatever goes wrong is one sentence.
@@ -6,6 +6,7 @@ what is drawn. torch is imported with the first prompt. Whatever goes wrong is o
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.errors import Malformed, WorldError, shown
+from smalltalk_fed.wire.convert_measuring import Text
 from smalltalk_fed.wire.convert_serving import Prompt
+
+BATCH_SEQUENCES = 32
 
 
 class Answering:
@@ -37,10 +41,7 @@ class Answering:
         from smalltalk_fed.evaluate.generate import Sampling, continue_tokens
         from smalltalk_fed.evaluate.mixture import context_tokens
 
-        if max(prompt.tokens) >= self._manifest.vocabulary:
-            raise Malformed(
-                f"a token of the prompt is over {self._manifest.vocabulary}, this run's vocabulary"
-            )
+        self._check(prompt.tokens)
         sampling = Sampling(most, prompt.temperature, prompt.top_p, prompt.seed)
         try:
             model = self._model(prompt.expert)
@@ -53,8 +54,47 @@ class Answering:
                     break
             return tuple(found)
         except RuntimeError as error:  # torch's, such as for lack of memory
-            why = shown(" ".join(str(error).split()), 200)
-            raise WorldError(f"expert {prompt.expert} could not go on from it ({why})") from None
+            raise _failed(prompt.expert, error) from None
+
+    def losses(
+        self, text: Text, should_stop: Callable[[], bool] = lambda: False
+    ) -> tuple[float, float]:
+        """Sums of losses in nats over all rows: of their prefixes, and of the rest.
+
+        Raises:
+            Malformed: the text has a token that this run's vocabulary does not.
+            SmalltalkError: the expert can't be loaded or run, or was told to stop.
+        """
+        import numpy as np
+
+        from smalltalk_fed.evaluate.heldout import heldout_of_tokens
+        from smalltalk_fed.train.device import choose_device
+        from smalltalk_fed.train.plan import Stopped
+        from smalltalk_fed.train.scoring import sequence_losses
+
+        self._check(text.tokens)
+        tokens_NxS = np.asarray(text.tokens, dtype=np.int64).reshape(-1, text.sequence_tokens)
+        try:
+            prefix_N, suffix_N = sequence_losses(
+                self._model(text.expert),
+                heldout_of_tokens(tokens_NxS).sequences,
+                np.arange(len(tokens_NxS)),
+                text.prefix_tokens,
+                batch_sequences=BATCH_SEQUENCES,
+                device=choose_device(self._device),
+                should_stop=should_stop,
+            )
+        except Stopped:
+            raise WorldError("its node is stopping") from None
+        except RuntimeError as error:
+            raise _failed(text.expert, error) from None
+        return math.fsum(prefix_N), math.fsum(suffix_N)
+
+    def _check(self, tokens: tuple[int, ...]) -> None:
+        if max(tokens) >= self._manifest.vocabulary:
+            raise Malformed(
+                f"a token of the prompt is over {self._manifest.vocabulary}, this run's vocabulary"
+            )
 
     def _model(self, expert: int) -> Any:
         from smalltalk_fed.model.build import load_model
@@ -66,3 +106,8 @@ class Answering:
                 model = load_model(folder, self._manifest.vocabulary, 1)
                 self._models[expert] = model.to(choose_device(self._device)).eval()
             return self._models[expert]
+
+
+def _failed(expert: int, error: RuntimeError) -> WorldError:
+    why = shown(" ".join(str(error).split()), 200)
+    return WorldError(f"expert {expert} could not go on from it ({why})")

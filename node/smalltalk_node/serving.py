@@ -26,7 +26,8 @@ from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import Ledger
 from smalltalk_fed.wire import convert_serving
-from smalltalk_fed.wire.convert_serving import Completion, Offer, Prompt
+from smalltalk_fed.wire.convert_measuring import Losses, Text
+from smalltalk_fed.wire.convert_serving import Answer, Asked, Completion, Offer
 from smalltalk_node.answering import Answering
 from smalltalk_node.connection import Connection
 from smalltalk_node.dialling import NoAnswer
@@ -162,8 +163,8 @@ class Serving:
         workers = ThreadPoolExecutor(self._bounds.at_once, "answer")
         try:
             for message in call:
-                if (prompt := self._read(message)) is not None:
-                    workers.submit(self._answer, prompt, outgoing, over)
+                if (asked := self._read(message)) is not None:
+                    workers.submit(self._answer, asked, outgoing, over)
         except grpc.RpcError as error:
             if not self._done():
                 raise self._connection.explained(error, line) from None
@@ -178,35 +179,39 @@ class Serving:
     def _offer(self) -> Offer:
         return Offer(tuple(self._experts), self._bounds.at_once)
 
-    def _read(self, message: pb.ServeDown) -> Prompt | None:
+    def _read(self, message: pb.ServeDown) -> Asked | None:
         self.ledger.message(self._connection.node_id, KIND, "down", message.ByteSize())
         said = convert_serving.serve_down_from_proto(message)
-        if isinstance(said, Prompt):
+        if not isinstance(said, str):
             return said
         self._taken = True
         log.info("experts %s answer now: %s", ", ".join(map(str, self._experts)), said)
         return None
 
-    def _answer(self, prompt: Prompt, outgoing: Outgoing, over: threading.Event) -> None:
+    def _answer(self, asked: Asked, outgoing: Outgoing, over: threading.Event) -> None:
         try:
-            if prompt.expert not in self._experts:
-                raise UserError(f"expert {prompt.expert} was not offered")
-            most = min(prompt.tokens_max, self._bounds.tokens_max)
-            tokens = self._answering.tokens(prompt, most, over.is_set)
-            answer = Completion(prompt.number, tokens)
+            answer = self._computed(asked, over)
         except SmalltalkError as error:
             log.warning("a prompt could not be answered: %s", error)
-            answer = Completion(prompt.number, problem=str(error))
+            answer = Completion(asked.number, problem=str(error))
         except Exception:  # whoever asked must not wait for it
             log.exception("a prompt could not be answered")
-            answer = Completion(prompt.number, problem="its program has a bug, see its log")
+            answer = Completion(asked.number, problem="its program has a bug, see its log")
         if over.is_set():
             return
-        outgoing.put(convert_serving.completion_to_proto(answer))
+        outgoing.put(convert_serving.answer_up(answer))
         with self._lock:
             self.answered += 1
         if self._done():
             outgoing.put(None)
+
+    def _computed(self, asked: Asked, over: threading.Event) -> Answer:
+        if asked.expert not in self._experts:
+            raise UserError(f"expert {asked.expert} was not offered")
+        if isinstance(asked, Text):
+            return Losses(asked.number, *self._answering.losses(asked, over.is_set))
+        most = min(asked.tokens_max, self._bounds.tokens_max)
+        return Completion(asked.number, self._answering.tokens(asked, most, over.is_set))
 
     def _done(self) -> bool:
         return bool(self._bounds.answers) and self.answered >= self._bounds.answers

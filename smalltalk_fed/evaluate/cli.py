@@ -22,7 +22,7 @@ from smalltalk_fed.errors import UserError
 from smalltalk_fed.evaluate.tables import print_choice, print_report
 
 if TYPE_CHECKING:
-    from smalltalk_fed.evaluate.federated import Answer
+    from smalltalk_fed.evaluate.federated import Answer, RelayedExperts
     from smalltalk_fed.evaluate.generate import Choice
 
 MixtureFolder = Annotated[
@@ -32,6 +32,19 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Processor threads; torch's choice if not given.", show_default=False),
+]
+Federated = Annotated[
+    bool,
+    typer.Option(
+        "--federated",
+        help="Let nodes answer that serve experts which stayed with them; they see the text.",
+    ),
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --federated: the run's folder, whose coordinator relays.", show_default=False
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -57,6 +70,8 @@ def evaluate(
             "--oracle", help="Also run every expert on everything: best and random routing."
         ),
     ] = False,
+    federated: Federated = False,
+    run: RunFolder = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -66,7 +81,9 @@ def evaluate(
 
     if bool(text) == bool(corpus):
         raise UserError("give the text to evaluate on: either --text FILE or --corpus DIR.")
-    with _bar() as bar:
+    if federated and oracle:
+        raise UserError("--oracle asks every expert about everything; it needs them all here.")
+    with _relayed(federated, run) as elsewhere, _bar() as bar:
         task = bar.add_task("loading", total=1.0, detail="")
 
         def show(fraction: float, doing: str) -> None:
@@ -81,6 +98,7 @@ def evaluate(
             device=device,
             threads=threads,
             on_progress=show,
+            elsewhere=elsewhere,
         )
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
@@ -107,38 +125,24 @@ def generate(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show each router's score and why one was chosen.")
     ] = False,
-    federated: Annotated[
-        bool,
-        typer.Option(
-            "--federated",
-            help="Let nodes answer that serve experts which stayed with them; they see the prompt.",
-        ),
-    ] = False,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --federated: the run's folder, whose coordinator relays.", show_default=False
-        ),
-    ] = None,
+    federated: Federated = False,
+    run: RunFolder = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with the expert that the routers choose for it."""
-    from smalltalk_fed.evaluate.federated import RelayedExperts, generate_federated
+    from smalltalk_fed.evaluate.federated import generate_federated
     from smalltalk_fed.evaluate.generate import Sampling
     from smalltalk_fed.evaluate.generate import generate as generate_text
     from smalltalk_fed.evaluate.mixture import Mixture
     from smalltalk_fed.train.device import choose_device
 
-    if federated != (run is not None):
-        raise UserError("--federated and --run RUN go together: the run's coordinator relays.")
     prompts = prompt or [_standard_input()]
     _use_threads(threads)
     loaded = Mixture.load(mixture, choose_device(device), federated=federated)
     sampling = Sampling(tokens, temperature, top_p, seed)
-    with contextlib.ExitStack() as stack:
-        relayed = stack.enter_context(RelayedExperts(run)) if run is not None else None
+    with _relayed(federated, run) as relayed:
 
         def write(one: str) -> tuple[Choice, Answer | None, Iterator[str]]:
             if relayed is not None:
@@ -235,6 +239,20 @@ def baseline(
         f"{out}: {result['parameters']:,} parameters, {result['tokens']:,} tokens in "
         f"{result['seconds']:.0f} s, last loss {result['loss']:.3f}"
     )
+
+
+@contextlib.contextmanager
+def _relayed(federated: bool, run: Path | None) -> Iterator[RelayedExperts | None]:
+    """Experts at their nodes, if they are to be asked."""
+    if federated != (run is not None):
+        raise UserError("--federated and --run RUN go together: the run's coordinator relays.")
+    if run is None:
+        yield None
+        return
+    from smalltalk_fed.evaluate.federated import RelayedExperts
+
+    with RelayedExperts(run) as experts:
+        yield experts
 
 
 def _bar() -> Progress:

@@ -19,9 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from smalltalk_fed.errors import OurError, Refused, SmalltalkError, UserError, WorldError, shown
 from smalltalk_fed.evaluate.generate import Sampling, as_text, begin, continue_tokens
+from smalltalk_fed.evaluate.heldout import Heldout
 from smalltalk_fed.evaluate.mixture import Choice, Mixture
+from smalltalk_fed.evaluate.report import SequenceSums
+from smalltalk_fed.wire.values import MAX_PROMPT_TOKENS
 
 END_S = 10.0
 _ERRORS: dict[int, type[SmalltalkError]] = {
@@ -75,10 +80,30 @@ class RelayedExperts:
             "seed": seed,
             "end": end,
         }
+        said = self._answered(question)
+        return Answer(said["node_id"], said["node_name"], tuple(said["tokens"]))
+
+    def measure(
+        self, expert: int, tokens_NxS: np.ndarray, prefix_tokens: int
+    ) -> tuple[float, float]:
+        """Sums of losses of these rows, of prefixes and of the rest, from the expert's node.
+
+        Raises as `ask` does.
+        """
+        question = {
+            "expert": expert,
+            "tokens": tokens_NxS.ravel().tolist(),
+            "sequence_tokens": tokens_NxS.shape[1],
+            "prefix_tokens": prefix_tokens,
+        }
+        said = self._answered(question)
+        return float(said["prefix_nll"]), float(said["suffix_nll"])
+
+    def _answered(self, question: dict[str, Any]) -> dict[str, Any]:
         said = self._exchange(json.dumps(question).encode() + b"\n")
         if "error" in said:
             raise _ERRORS.get(said.get("exit_code", 4), WorldError)(said["error"])
-        return Answer(said["node_id"], said["node_name"], tuple(said["tokens"]))
+        return said
 
     def _exchange(self, line: bytes) -> dict[str, Any]:
         questions, answers = self._child.stdin, self._child.stdout
@@ -105,6 +130,27 @@ class RelayedExperts:
             self._child.wait()
         if self._child.stdout is not None:
             self._child.stdout.close()
+
+
+def relayed_sums(
+    experts: RelayedExperts, expert: int, heldout: Heldout, ids: np.ndarray, prefix_tokens: int
+) -> SequenceSums:
+    """Losses of the sequences `ids` under an expert elsewhere, as `sequence_losses` gives them.
+
+    Only sums over many rows come back: each row of a message gets their mean. Rows of one message
+    have one label, so that sums by expert and by label are right; single rows' are not.
+    """
+    rows = max(1, MAX_PROMPT_TOKENS // heldout.sequence_tokens)
+    labels_N = heldout.labels_N
+    labels = np.zeros(len(ids), dtype=np.int64) if labels_N is None else labels_N[ids]
+    prefix_N, suffix_N = np.zeros(len(ids)), np.zeros(len(ids))
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        for start in range(0, len(places), rows):
+            part = places[start : start + rows]
+            sums = experts.measure(expert, heldout.sequences.rows(ids[part]), prefix_tokens)
+            prefix_N[part], suffix_N[part] = sums[0] / len(part), sums[1] / len(part)
+    return SequenceSums(prefix_N, suffix_N)
 
 
 def generate_federated(

@@ -15,15 +15,25 @@ from smalltalk_fed.config.run import MAX_EXPERTS
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.errors import Malformed, TooLarge
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
+from smalltalk_fed.wire.convert_measuring import (
+    Losses,
+    Text,
+    losses_from_proto,
+    losses_to_proto,
+    text_from_proto,
+    text_to_proto,
+)
 from smalltalk_fed.wire.values import (
     MAX_ANSWER_TOKENS,
     MAX_NAME_CHARS,
     MAX_PROMPT_TOKENS,
     MAX_REASON_CHARS,
     cut,
+    expert_number,
     integer,
     number,
     text,
+    token_ids,
 )
 
 MAX_AT_ONCE = 8  # prompts that one node has in hand
@@ -73,6 +83,10 @@ class Answered:
     tokens: tuple[int, ...]
 
 
+Asked = Prompt | Text
+Answer = Completion | Losses
+
+
 # ---------------------------------------------------------------------------- withdrawing
 
 
@@ -117,16 +131,18 @@ def offer_to_proto(offer: Offer) -> pb.ServeUp:
     return pb.ServeUp(offer=pb.Offer(experts=offer.experts, at_once=offer.at_once))
 
 
-def completion_to_proto(completion: Completion) -> pb.ServeUp:
+def answer_up(answer: Answer) -> pb.ServeUp:
     """One answer."""
+    if isinstance(answer, Losses):
+        return pb.ServeUp(losses=losses_to_proto(answer))
     return pb.ServeUp(
         completion=pb.Completion(
-            number=completion.number, tokens=completion.tokens, problem=cut(completion.problem)
+            number=answer.number, tokens=answer.tokens, problem=cut(answer.problem)
         )
     )
 
 
-def serve_up_from_proto(message: pb.ServeUp) -> Offer | Completion:
+def serve_up_from_proto(message: pb.ServeUp) -> Offer | Answer:
     """Raises Malformed or TooLarge."""
     match message.WhichOneof("what"):
         case "offer":
@@ -139,9 +155,11 @@ def serve_up_from_proto(message: pb.ServeUp) -> Offer | Completion:
             said = message.completion
             return Completion(
                 integer(said.number, "the answer's number"),
-                _tokens(said.tokens, MAX_ANSWER_TOKENS, "an answer"),
+                token_ids(said.tokens, MAX_ANSWER_TOKENS, "an answer"),
                 text(said.problem, MAX_REASON_CHARS, "the reason"),
             )
+        case "losses":
+            return losses_from_proto(message.losses)
         case _:
             raise Malformed("a message of a node that serves has neither an offer nor an answer")
 
@@ -151,18 +169,22 @@ def taken_to_proto(reason: str) -> pb.ServeDown:
     return pb.ServeDown(taken=pb.Taken(reason=cut(reason)))
 
 
-def prompt_down(prompt: Prompt) -> pb.ServeDown:
-    """A prompt for a node that serves."""
-    return pb.ServeDown(prompt=prompt_to_proto(prompt))
+def asked_down(asked: Asked) -> pb.ServeDown:
+    """A prompt, or a text to be measured, for a node that serves."""
+    if isinstance(asked, Text):
+        return pb.ServeDown(text=text_to_proto(asked))
+    return pb.ServeDown(prompt=prompt_to_proto(asked))
 
 
-def serve_down_from_proto(message: pb.ServeDown) -> str | Prompt:
-    """The words with which the offer was taken, or a prompt. Raises Malformed or TooLarge."""
+def serve_down_from_proto(message: pb.ServeDown) -> str | Asked:
+    """The words with which the offer was taken, or what is asked. Raises Malformed or TooLarge."""
     match message.WhichOneof("what"):
         case "taken":
             return text(message.taken.reason, MAX_REASON_CHARS, "the reason")
         case "prompt":
             return prompt_from_proto(message.prompt)
+        case "text":
+            return text_from_proto(message.text)
         case _:
             raise Malformed("a message to a node that serves says nothing")
 
@@ -183,7 +205,7 @@ def prompt_to_proto(prompt: Prompt) -> pb.Prompt:
 
 def prompt_from_proto(prompt: pb.Prompt) -> Prompt:
     """Raises Malformed or TooLarge."""
-    tokens = _tokens(prompt.tokens, MAX_PROMPT_TOKENS, "a prompt")
+    tokens = token_ids(prompt.tokens, MAX_PROMPT_TOKENS, "a prompt")
     if not tokens:
         raise Malformed("a prompt without tokens")
     if not 1 <= prompt.tokens_max <= MAX_ANSWER_TOKENS:
@@ -191,7 +213,7 @@ def prompt_from_proto(prompt: pb.Prompt) -> Prompt:
     if prompt.end > MAX_VOCABULARY:
         raise Malformed("the token that ends a text is beyond any vocabulary")
     return Prompt(
-        _expert(prompt.expert),
+        expert_number(prompt.expert),
         tokens,
         prompt.tokens_max,
         number(prompt.temperature, "the temperature", 0.0, MAX_TEMPERATURE),
@@ -214,28 +236,14 @@ def answered_from_proto(reply: pb.GenerateReply) -> Answered:
     return Answered(
         text(reply.node_id, MAX_NAME_CHARS, "the node's id"),
         text(reply.node_name, MAX_NAME_CHARS, "the node's name"),
-        _tokens(reply.tokens, MAX_ANSWER_TOKENS, "an answer"),
+        token_ids(reply.tokens, MAX_ANSWER_TOKENS, "an answer"),
     )
 
 
 # ---------------------------------------------------------------------------------- small
 
 
-def _expert(value: int) -> int:
-    if value >= MAX_EXPERTS:
-        raise Malformed(f"no run has an expert {value}")
-    return value
-
-
 def _experts(values: Sequence[int]) -> tuple[int, ...]:
     if len(values) > MAX_EXPERTS:
         raise TooLarge(f"{len(values)} experts are named; at most {MAX_EXPERTS} can be")
-    return tuple(sorted({_expert(value) for value in values}))
-
-
-def _tokens(values: Sequence[int], limit: int, what: str) -> tuple[int, ...]:
-    if len(values) > limit:
-        raise TooLarge(f"{what} has {len(values)} tokens; at most {limit} are allowed")
-    if any(value >= MAX_VOCABULARY for value in values):
-        raise Malformed(f"{what} has a token beyond any vocabulary")
-    return tuple(values)
+    return tuple(sorted({expert_number(value) for value in values}))

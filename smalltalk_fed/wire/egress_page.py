@@ -35,9 +35,9 @@ WORDS_IN_TEXTS = """## Fields that hold words
 
 `reason` of a failure is an error's sentence and may name a path on this machine, as may `problem`
 of an answer that could not be given; that of leaving may name its owner's limit, that of a
-withdrawal is what its owner gave; `software` are versions; `name` is what was given with `--name` (the
-host's name if nothing was). `tokens` of an answer stand for an expert's words. Everything else is numbers, digests, signatures, and names that this
-program itself fixes.
+withdrawal is what its owner gave; `software` are versions; `name` is what was given with `--name`
+(the host's name if nothing was). `tokens` of an answer stand for an expert's words. Everything
+else is numbers, digests, signatures, and names that this program itself fixes.
 
 ## Around the messages
 

@@ -119,6 +119,7 @@ class RunLimits:
                 "Leave": 2,
                 "Serve": 1,
                 "Generate": PROMPTS_WAITING_MAX,
+                "Measure": PROMPTS_WAITING_MAX,
             },
             bytes_up=max(BYTES_LEAST, 2 * up),
             bytes_down=max(BYTES_LEAST, 2 * down),

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -26,6 +27,7 @@ from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.wire import convert_serving as serving
 from smalltalk_fed.wire import limits
 from smalltalk_fed.wire.certificates import key_from_pem
+from smalltalk_fed.wire.convert_measuring import Losses, Measured, Text
 from smalltalk_fed.wire.convert_serving import Answered, Completion, Offer, Prompt
 
 SOON_S = 20.0
@@ -72,7 +74,7 @@ class Node:
         self._up.put(message)
 
     def answer(self, said: Prompt, *tokens: int) -> None:
-        self.say(serving.completion_to_proto(Completion(said.number, tokens)))
+        self.say(serving.answer_up(Completion(said.number, tokens)))
 
     def leave(self) -> None:
         self._call.cancel()
@@ -206,7 +208,7 @@ def test_a_node_that_can_not_answer_says_why_and_goes_on(
     node = serve(owners[0], 0)
     first = asking(prompt(0))
     said = node.prompt()
-    node.say(serving.completion_to_proto(Completion(said.number, problem="no memory")))
+    node.say(serving.answer_up(Completion(said.number, problem="no memory")))
     with pytest.raises(WorldError, match=r"could not answer: no memory"):
         first.result(SOON_S)
     second = asking(prompt(0))
@@ -220,14 +222,30 @@ def test_an_answer_longer_than_asked_for_does_not_count(
     node = serve(owners[0], 0)
     answer = asking(prompt(0))
     node.answer(node.prompt(), 1, 2, 3, 4, 5)
-    with pytest.raises(WorldError, match="more than was asked for"):
+    with pytest.raises(WorldError, match="something else than was asked for"):
         answer.result(SOON_S)
+
+
+def test_a_text_is_measured_where_the_expert_is(
+    served: ServedRun, owners: list[Guest], serve: Serve
+) -> None:
+    node, text = serve(owners[0], 0), Text(0, (1, 2, 3, 4, 5, 6), 3, 2)
+    with OperatorClient(served.folder) as client, ThreadPoolExecutor(1) as threads:
+        measured = threads.submit(client.measure, text)
+        said = node.next()
+        assert said == replace(text, number=1)
+        node.say(serving.answer_up(Losses(1, 3.5, 4.5)))
+        assert measured.result(SOON_S) == Measured(owners[0].node_id, "anna", 3.5, 4.5)
+        measured = threads.submit(client.measure, text)
+        node.answer(node.next(), 1, 2)
+        with pytest.raises(WorldError, match="something else than was asked for"):
+            measured.result(SOON_S)
 
 
 @pytest.mark.parametrize(
     ("said", "says"),
     [
-        (serving.completion_to_proto(Completion(7, (1,))), "a prompt 7 that was not asked"),
+        (serving.answer_up(Completion(7, (1,))), "a prompt 7 that was not asked"),
         (serving.offer_to_proto(Offer((0,))), "a second offer"),
         (pb.ServeUp(), "neither an offer nor an answer"),
     ],
@@ -243,7 +261,7 @@ def test_what_was_not_asked_for_ends_the_line(
 
 
 def test_the_first_word_must_be_an_offer(served: ServedRun, owners: list[Guest]) -> None:
-    answer = serving.completion_to_proto(Completion(1, (1,)))
+    answer = serving.answer_up(Completion(1, (1,)))
     with served.channel(owners[0]) as channel, pytest.raises(grpc.RpcError) as refused:
         list(pb_grpc.RunStub(channel).Serve(iter([answer]), timeout=SOON_S))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -87,6 +87,17 @@ def owner(run: Deployment, expert: int) -> str:
     return str(name)
 
 
+def whole_mixture(run: Deployment, place: Path) -> Path:
+    """The mixture, and the experts out of their nodes' folders."""
+    whole = place / "mixture"
+    shutil.copytree(run.run / "mixture", whole)
+    run_id = run.status()["run_id"]
+    for expert in range(2):
+        home = run.folder / owner(run, expert) / "experts" / run_id / str(expert)
+        shutil.copytree(home, whole / "experts" / str(expert))
+    return whole
+
+
 def test_the_mixture_has_no_weights_and_can_only_be_asked_federated(run: Deployment) -> None:
     assert not list((run.run / "mixture" / "experts").iterdir())
     shares = json.loads((run.run / "mixture" / "mixture.json").read_text())["experts"]
@@ -97,12 +108,7 @@ def test_the_mixture_has_no_weights_and_can_only_be_asked_federated(run: Deploym
 
 
 def test_the_text_is_that_of_the_same_experts_in_one_place(run: Deployment, tmp_path: Path) -> None:
-    whole = tmp_path / "mixture"
-    shutil.copytree(run.run / "mixture", whole)
-    run_id = run.status()["run_id"]
-    for expert in range(2):
-        home = run.folder / owner(run, expert) / "experts" / run_id / str(expert)
-        shutil.copytree(home, whole / "experts" / str(expert))
+    whole = whole_mixture(run, tmp_path)
     options = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
     here = good(
         "smalltalk", "generate", whole, "--seed", 3, "--threads", 1, "--device", "cpu",
@@ -113,6 +119,23 @@ def test_the_text_is_that_of_the_same_experts_in_one_place(run: Deployment, tmp_
         assert relayed.pop("node_name") == owner(run, relayed["expert"])
         assert relayed.pop("node").startswith("n-")
         assert relayed == alone
+
+
+def test_the_perplexity_is_that_of_the_same_experts_in_one_place(
+    run: Deployment, tmp_path: Path
+) -> None:
+    place = ("--corpus", run.corpus, "--threads", 1, "--device", "cpu", "--json")
+    found = json.loads(
+        good("smalltalk", "evaluate", run.run / "mixture", "--federated", "--run", run.run, *place)
+    )
+    here = json.loads(good("smalltalk", "evaluate", whole_mixture(run, tmp_path), *place))
+    for name in ("suffix_ppl", "all_ppl"):
+        assert found["mixture"][name] == pytest.approx(here["mixture"][name], rel=1e-6)
+    for rows in ("experts", "domains"):
+        assert [row["suffix_ppl"] for row in found[rows]] == [
+            pytest.approx(row["suffix_ppl"], rel=1e-6) if row["suffix_ppl"] else None
+            for row in here[rows]
+        ]
 
 
 def test_it_says_who_answered(run: Deployment) -> None:

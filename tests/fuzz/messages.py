@@ -29,6 +29,7 @@ from smalltalk_fed.errors import PeerError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import kind_of
 from smalltalk_fed.wire import convert, convert_admin
+from smalltalk_fed.wire import convert_measuring as measuring
 from smalltalk_fed.wire import convert_serving as serving
 from smalltalk_fed.wire.certificates import (
     CertificateAuthority,
@@ -51,6 +52,7 @@ NOT_READ = {
     "StatusReply": "JSON that the coordinator made, shown to whoever has its folder",
 }
 
+TEXT = measuring.Text(1, (5, 6, 7, 8, 9, 10), 3, 2, 8)
 PROMPT = serving.Prompt(1, (5, 6, 299), 20, 0.8, 0.95, 3, 0, 7)
 Read = Callable[[Any], object]
 
@@ -176,11 +178,13 @@ def _requests() -> list[tuple[type[Message], Read, list[Message]]]:
             serving.serve_up_from_proto,
             [
                 serving.offer_to_proto(serving.Offer((0, 3), 2)),
-                serving.completion_to_proto(serving.Completion(7, (1, 2, 300))),
-                serving.completion_to_proto(serving.Completion(8, problem="no memory")),
+                serving.answer_up(serving.Completion(7, (1, 2, 300))),
+                serving.answer_up(serving.Completion(8, problem="no memory")),
+                serving.answer_up(measuring.Losses(9, 3.5, 4.5)),
             ],
         ),
         (pb.Prompt, serving.prompt_from_proto, [serving.prompt_to_proto(PROMPT)]),
+        (pb.Text, measuring.text_from_proto, [measuring.text_to_proto(TEXT)]),
         (pb.ReadmitRequest, admin.readmit_from_proto, [pb.ReadmitRequest(node_id="n-1")]),
         (pb.PauseRequest, admin.pause_from_proto, [pb.PauseRequest(reason="holiday")]),
     ]
@@ -226,7 +230,16 @@ def _replies() -> list[tuple[type[Message], Read, list[Message]]]:
         (
             pb.ServeDown,
             serving.serve_down_from_proto,
-            [serving.taken_to_proto("prompts follow"), serving.prompt_down(PROMPT)],
+            [
+                serving.taken_to_proto("prompts follow"),
+                serving.asked_down(PROMPT),
+                serving.asked_down(TEXT),
+            ],
+        ),
+        (
+            pb.MeasureReply,
+            measuring.measured_from_proto,
+            [measuring.measured_to_proto(measuring.Measured("n-1", "box", 3.5, 4.5))],
         ),
         (
             pb.GenerateReply,

@@ -11,7 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from smalltalk_coordinator.operator_client import OperatorClient
 from smalltalk_node import serving
 from smalltalk_node.identity import NodeFolder
@@ -22,11 +24,13 @@ from support.deployment import wait_for
 from support.owners import finish, keep_expert, node_folder
 from support.served_run import ServedRun, free_addresses, make_served_folder, served_run
 from support.tiny_mixture import LENGTH
+from transformers import AutoModelForCausalLM
 
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Forbidden, UserError, WorldError
 from smalltalk_fed.evaluate.generate import Sampling, continue_tokens
 from smalltalk_fed.model.build import load_model
+from smalltalk_fed.wire.convert_measuring import Text
 from smalltalk_fed.wire.convert_serving import Answered, Prompt
 from smalltalk_fed.wire.egress_record import read_record, undeclared
 
@@ -123,6 +127,24 @@ def test_several_at_a_time_give_the_same_answers(
     with ThreadPoolExecutor(6) as threads:
         found = list(threads.map(lambda prompt: ask(served, prompt), prompts))
     assert [each.tokens for each in found] == [drawn_here(folder, served, p) for p in prompts]
+
+
+def test_a_text_is_measured_as_it_is_here(
+    served: ServedRun, folder: NodeFolder, start: Callable[..., Future[str]]
+) -> None:
+    start()
+    tokens_NxS = np.random.default_rng(1).integers(0, 50, (7, LENGTH))
+    text = Text(0, tuple(map(int, tokens_NxS.ravel())), LENGTH, 8)
+    with OperatorClient(served.folder) as client:
+        measured = client.measure(text)
+    place = folder.path / "experts" / served.folder.manifest.run_id / "0"
+    model = AutoModelForCausalLM.from_pretrained(place).eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(tokens_NxS)).logits[:, :-1].double()
+    chosen = torch.log_softmax(logits, -1).gather(2, torch.tensor(tokens_NxS)[:, 1:, None])
+    losses_NxS = -chosen[..., 0]
+    assert measured.prefix_nll == pytest.approx(float(losses_NxS[:, :7].sum()), rel=1e-5)
+    assert measured.suffix_nll == pytest.approx(float(losses_NxS[:, 7:].sum()), rel=1e-5)
 
 
 def test_a_prompt_that_can_not_be_is_told_and_the_next_is_answered(

@@ -269,20 +269,24 @@ class WithdrawReply(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class ServeUp(_message.Message):
-    __slots__ = ("offer", "completion")
+    __slots__ = ("offer", "completion", "losses")
     OFFER_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
     offer: Offer
     completion: Completion
-    def __init__(self, offer: _Optional[_Union[Offer, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ...) -> None: ...
+    losses: Losses
+    def __init__(self, offer: _Optional[_Union[Offer, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., losses: _Optional[_Union[Losses, _Mapping]] = ...) -> None: ...
 
 class ServeDown(_message.Message):
-    __slots__ = ("taken", "prompt")
+    __slots__ = ("taken", "prompt", "text")
     TAKEN_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     taken: Taken
     prompt: Prompt
-    def __init__(self, taken: _Optional[_Union[Taken, _Mapping]] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ...) -> None: ...
+    text: Text
+    def __init__(self, taken: _Optional[_Union[Taken, _Mapping]] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., text: _Optional[_Union[Text, _Mapping]] = ...) -> None: ...
 
 class Offer(_message.Message):
     __slots__ = ("experts", "at_once")
@@ -327,6 +331,30 @@ class Completion(_message.Message):
     tokens: _containers.RepeatedScalarFieldContainer[int]
     problem: str
     def __init__(self, number: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class Text(_message.Message):
+    __slots__ = ("number", "expert", "tokens", "sequence_tokens", "prefix_tokens")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    expert: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    sequence_tokens: int
+    prefix_tokens: int
+    def __init__(self, number: _Optional[int] = ..., expert: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., sequence_tokens: _Optional[int] = ..., prefix_tokens: _Optional[int] = ...) -> None: ...
+
+class Losses(_message.Message):
+    __slots__ = ("number", "prefix_nll", "suffix_nll")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_NLL_FIELD_NUMBER: _ClassVar[int]
+    SUFFIX_NLL_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    prefix_nll: float
+    suffix_nll: float
+    def __init__(self, number: _Optional[int] = ..., prefix_nll: _Optional[float] = ..., suffix_nll: _Optional[float] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()
@@ -389,6 +417,18 @@ class TakeOutRequest(_message.Message):
     node_id: str
     reason: str
     def __init__(self, experts: _Optional[_Iterable[int]] = ..., node_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class MeasureReply(_message.Message):
+    __slots__ = ("node_id", "node_name", "prefix_nll", "suffix_nll")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_NAME_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_NLL_FIELD_NUMBER: _ClassVar[int]
+    SUFFIX_NLL_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    node_name: str
+    prefix_nll: float
+    suffix_nll: float
+    def __init__(self, node_id: _Optional[str] = ..., node_name: _Optional[str] = ..., prefix_nll: _Optional[float] = ..., suffix_nll: _Optional[float] = ...) -> None: ...
 
 class GenerateReply(_message.Message):
     __slots__ = ("node_id", "node_name", "tokens")

@@ -627,6 +627,11 @@ class AdminStub(object):
                 request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Prompt.SerializeToString,
                 response_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.GenerateReply.FromString,
                 _registered_method=True)
+        self.Measure = channel.unary_unary(
+                '/smalltalk.v1.Admin/Measure',
+                request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Text.SerializeToString,
+                response_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.MeasureReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -682,8 +687,14 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Lets the node that has an expert answer a prompt.
+        """Let the node that has an expert answer a prompt, or measure a text.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Measure(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -735,6 +746,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Prompt.FromString,
                     response_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.GenerateReply.SerializeToString,
+            ),
+            'Measure': grpc.unary_unary_rpc_method_handler(
+                    servicer.Measure,
+                    request_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Text.FromString,
+                    response_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.MeasureReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -981,6 +997,33 @@ class Admin(object):
             '/smalltalk.v1.Admin/Generate',
             smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Prompt.SerializeToString,
             smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.GenerateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Measure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smalltalk.v1.Admin/Measure',
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Text.SerializeToString,
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.MeasureReply.FromString,
             options,
             channel_credentials,
             insecure,
