@@ -200,13 +200,18 @@ class NodeReadmitted:
 
 @dataclass(frozen=True)
 class ExpertWithdrawn:
-    """An expert and its router leave the mixture for good; its units are asked for no more."""
+    """An expert and its router leave the mixture for good; its units are asked for no more.
+
+    `blobs`: digests of all that was kept of both, and must not be kept any longer than others
+    need it.
+    """
 
     at: float
     expert: int
     node_id: str  # whose it was; empty if it was nobody's yet
     by: str  # owner, operator
     reason: str
+    blobs: tuple[str, ...] = ()
 
 
 Event = (
@@ -254,7 +259,7 @@ _KINDS: dict[str, type] = {
     )
 }
 _BLOB_FIELDS = ("shares", "outputs", "segments")
-_TEXT_FIELDS = ("wrong", "undone", "tainted")
+_TEXT_FIELDS = ("wrong", "undone", "tainted", "blobs")
 
 
 def to_json(event: Event) -> tuple[str, str]:

@@ -63,12 +63,9 @@ def released_by(state: HardState, event: ev.Event) -> tuple[str, ...]:
             for unit_id in event.undone:
                 released += _outputs_of(state, unit_id)
         case ev.ExpertWithdrawn():
-            released += _outputs_of(state, UnitKey(UnitKind.TRAIN_EXPERT, event.expert).unit_id)
-            if _routers_rest(state):
-                released += _router_of(state, event.expert)
+            released += event.blobs
         case ev.PhaseChanged() if event.phase is Phase.FINISHED:
-            for expert in state.withdrawn:
-                released += _router_of(state, expert)
+            released += withdrawn_blobs(state)
     return tuple(released)
 
 
@@ -108,19 +105,23 @@ def _needed(state: HardState, key: UnitKey, name: str) -> bool:
             return True
 
 
+def blobs_of_expert(state: HardState, expert: int) -> tuple[str, ...]:
+    """Digests of all that is kept of an expert and its router, but for lists of text."""
+    found = _outputs_of(state, UnitKey(UnitKind.TRAIN_EXPERT, expert).unit_id)
+    for accepted in state.finished.values():
+        if UnitKey.parse(accepted.unit_id).expert == expert:
+            found += [ref.digest for ref in accepted.outputs if ref.name == "parameters"]
+    return tuple(dict.fromkeys(found))
+
+
+def withdrawn_blobs(state: HardState) -> tuple[str, ...]:
+    """Digests of what withdrawn experts left behind; some may be needed for others still."""
+    return tuple(digest for event in state.withdrawn.values() for digest in event.blobs)
+
+
 def _routers_rest(state: HardState) -> bool:
     """Whether no unit is made from routers any more: no opinion on an expert is asked for."""
     return state.phase is Phase.FINISHED or not state.manifest.config.audit.rate
-
-
-def _router_of(state: HardState, expert: int) -> list[str]:
-    rounds = (accepted for accepted in state.finished.values())
-    return [
-        ref.digest
-        for accepted in rounds
-        for ref in accepted.outputs
-        if ref.name == "parameters" and UnitKey.parse(accepted.unit_id).expert == expert
-    ]
 
 
 def _opinions_of(state: HardState, unit_id: str) -> list[str]:

@@ -80,7 +80,7 @@ def from_json(manifest: RunManifest, data: dict[str, Any]) -> HardState:
             audits={each["unit_id"]: Audit(**each) for each in data["audits"]},
             asked=data["asked"],
             waived=data["waived"],
-            withdrawn={each["expert"]: ev.ExpertWithdrawn(**each) for each in data["withdrawn"]},
+            withdrawn={each["expert"]: _withdrawn(each) for each in data["withdrawn"]},
             last_at=data["last_at"],
             to_judge=dict.fromkeys(data["to_judge"]),
         )
@@ -105,6 +105,10 @@ def _event(kind: type, fields: dict[str, Any]) -> Any:
         if name in fields:
             fields = fields | {name: tuple(BlobRef(**ref) for ref in fields[name])}
     return kind(**fields)
+
+
+def _withdrawn(fields: dict[str, Any]) -> ev.ExpertWithdrawn:
+    return ev.ExpertWithdrawn(**fields | {"blobs": tuple(fields["blobs"])})
 
 
 def _past(fields: dict[str, Any]) -> PastRound:

@@ -13,6 +13,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.dispatch import Dispatcher
 from smalltalk_fed.core.outbox import Outbox
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.retention import blobs_of_expert
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.withdrawal_book import owner
 from smalltalk_fed.errors import Forbidden, Refused
@@ -52,7 +53,10 @@ def decide(
     by = "owner" if message.by_owner else "operator"
     reason = message.reason[:MAX_REASON] or f"by its {by}"
     leaving = [expert for expert in experts if expert not in state.withdrawn]
-    events = [ev.ExpertWithdrawn(now, e, owner(state, e), by, reason) for e in leaving]
+    events = [
+        ev.ExpertWithdrawn(now, e, owner(state, e), by, reason, blobs_of_expert(state, e))
+        for e in leaving
+    ]
     return events, msg.Done(_said(leaving, experts))
 
 

@@ -25,7 +25,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.events import ExpertWithdrawn
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.retention import needed_blobs
+from smalltalk_fed.core.retention import needed_blobs, withdrawn_blobs
 from smalltalk_fed.errors import DamagedBlob, OurError, PeerError, SmalltalkError, WorldError
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.checks import check_result
@@ -242,9 +242,16 @@ class Host:
                 self.blob_lost(error.digest)
 
     def _check_blobs(self) -> None:
-        """Find what the run needs and what went from the disk while nobody served."""
-        for digest in self.blobs.lost(needed_blobs(self.coordinator.state).values()):
+        """Find what the run needs and what went from the disk while nobody served.
+
+        What was withdrawn is gone even if the process before died right after it was journaled.
+        """
+        needed = needed_blobs(self.coordinator.state)
+        for digest in self.blobs.lost(needed.values()):
             self.blob_lost(digest)
+        for digest in withdrawn_blobs(self.coordinator.state):
+            if digest not in needed:
+                self.blobs.drop(digest)
 
     def _lost(self, lost: LostBlob, now: float) -> Ready:
         state, digest = self.coordinator.state, lost.digest

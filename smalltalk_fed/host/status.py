@@ -10,7 +10,6 @@ import resource
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
 from smalltalk_fed.core.coordinator import Coordinator
@@ -60,7 +59,10 @@ def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "shards": shard_figures(state),
         "experts_done": experts_done(state),
         "evaluation": evaluation(state),
-        "withdrawn": [asdict(event) for _, event in sorted(state.withdrawn.items())],
+        "withdrawn": [
+            {"at": e.at, "expert": e.expert, "node_id": e.node_id, "by": e.by, "reason": e.reason}
+            for _, e in sorted(state.withdrawn.items())
+        ],
         "failures": {
             key.unit_id: [{"node_id": node, "reason": reason} for node, reason in failures]
             for key, failures in leases.failures.items()

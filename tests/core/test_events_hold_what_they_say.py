@@ -22,7 +22,7 @@ GOOD: list[ev.Event] = [
     ev.RoundAssigned(1, 2, (BLOB, BLOB), {"load_0": 1.5}),
     ev.AuditSettled(1.0, "shard/1", "good", "", {}, ("audit/1/shard/1",)),
     ev.NodeRevoked(1.0, "n-1", "lost"),
-    ev.ExpertWithdrawn(1.0, 2, "n-1", "owner", "ours again"),
+    ev.ExpertWithdrawn(1.0, 2, "n-1", "owner", "ours again", ("ab" * 32,)),
 ]
 
 
