@@ -93,7 +93,7 @@ class Answering:
     def _check(self, tokens: tuple[int, ...]) -> None:
         if max(tokens) >= self._manifest.vocabulary:
             raise Malformed(
-                f"a token of the prompt is over {self._manifest.vocabulary}, this run's vocabulary"
+                f"a token is beyond this run's vocabulary of {self._manifest.vocabulary}"
             )
 
     def _model(self, expert: int) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,16 @@ def left(whole_mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return found
 
 
+@contextlib.contextmanager
+def priced(mixture: Mixture, prices: list[float]) -> Iterator[None]:
+    """With these prices for a while."""
+    before, mixture.prices_E = mixture.prices_E, np.asarray(prices)
+    try:
+        yield
+    finally:
+        mixture.prices_E = before
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), prices=st.lists(st.floats(-30, 30), min_size=3, max_size=3))
 def test_only_texts_that_it_would_have_won_go_elsewhere(
@@ -41,11 +53,11 @@ def test_only_texts_that_it_would_have_won_go_elsewhere(
     vocabulary = whole.manifest.vocabulary
     tokens_NxM = np.random.default_rng(seed).integers(0, vocabulary, (ROWS, PREFIX))
     rows, ids = heldout_of_tokens(tokens_NxM).sequences, np.arange(ROWS)
-    whole.prices_E = np.asarray(prices)
-    before_N = whole.route_rows(rows, ids)
+    with priced(whole, prices):
+        before_N = whole.route_rows(rows, ids)
     for gone, mixture in enumerate(left):
-        mixture.prices_E = np.asarray(prices)
-        after_N = mixture.route_rows(rows, ids)
+        with priced(mixture, prices):
+            after_N = mixture.route_rows(rows, ids)
         others = before_N != gone
         assert np.array_equal(after_N[others], before_N[others])
         assert gone not in after_N

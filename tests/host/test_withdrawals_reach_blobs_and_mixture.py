@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.retention import blobs_of_expert
-from smalltalk_fed.core.state import HardState
+from smalltalk_fed.core.state import ROUNDS_KEPT, HardState
 from smalltalk_fed.host.assemble import assemble_mixture
 from smalltalk_fed.host.audit import audit
 from smalltalk_fed.host.backup import backup
@@ -48,6 +48,12 @@ def state_of(folder: RunFolder) -> HardState:
     return coordinator_of(folder).state
 
 
+def only_of(folder: RunFolder, expert: int) -> tuple[str, ...]:
+    """Blobs that no other expert has; config.json is the same for all."""
+    others = blobs_of_expert(state_of(folder), 1 - expert)
+    return tuple(d for d in blobs_of_expert(state_of(folder), expert) if d not in others)
+
+
 def kept(folder: RunFolder, digests: tuple[str, ...]) -> list[bool]:
     blobs = BlobStore(folder.blobs)
     return [blobs.has(digest) for digest in digests]
@@ -66,9 +72,9 @@ def withdraw(folder: RunFolder, target: str, *more: str) -> tuple[int, str]:
 
 
 def test_the_operators_command_removes_it_where_nobody_serves(run: RunFolder) -> None:
-    gone, others = (blobs_of_expert(state_of(run), expert) for expert in (0, 1))
+    gone, others = only_of(run, 0), blobs_of_expert(state_of(run), 1)
     assert all(kept(run, gone + others))
-    assert len(gone) >= 3  # config, weights, parameters
+    assert len(gone) == 1 + ROUNDS_KEPT  # weights, parameters
     said = withdraw(run, "0", "--yes", "--reason", "asked by letter")
     assert said == (0, "expert 0 left the mixture")
     assert not any(kept(run, gone))
@@ -105,10 +111,12 @@ def test_the_run_is_still_proved_and_backed_up(run: RunFolder, tmp_path: Path) -
 
 def test_what_a_crash_left_of_it_goes_at_the_next_start(run: RunFolder) -> None:
     state = state_of(run)
-    gone = blobs_of_expert(state, 1)
+    gone = only_of(run, 1)
     owner = state.finished["train_expert/1"].node_id
     journal = Journal(run.journal, create=False)
-    event = ev.ExpertWithdrawn(state.last_at, 1, owner, "owner", "ours again", gone)
+    event = ev.ExpertWithdrawn(
+        state.last_at, 1, owner, "owner", "ours again", blobs_of_expert(state, 1)
+    )
     journal.append([event])  # and then the power failed
     assert all(kept(run, gone))
 

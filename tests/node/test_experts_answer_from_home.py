@@ -24,6 +24,7 @@ from support.deployment import wait_for
 from support.owners import finish, keep_expert, node_folder
 from support.served_run import ServedRun, free_addresses, make_served_folder, served_run
 from support.tiny_mixture import LENGTH
+from support.tiny_run import VOCABULARY
 from transformers import AutoModelForCausalLM
 
 from smalltalk_fed.data.corpus import TokenCorpus
@@ -35,7 +36,7 @@ from smalltalk_fed.wire.convert_serving import Answered, Prompt
 from smalltalk_fed.wire.egress_record import read_record, undeclared
 
 SOON_S = 30.0
-PROMPT = Prompt(0, (5, 6, 7), tokens_max=20, temperature=0.7, top_p=0.9, seed=11, end=0)
+PROMPT = Prompt(0, (5, 6, 7), tokens_max=20, temperature=0.7, top_p=0.9, seed=11)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_a_text_is_measured_as_it_is_here(
     served: ServedRun, folder: NodeFolder, start: Callable[..., Future[str]]
 ) -> None:
     start()
-    tokens_NxS = np.random.default_rng(1).integers(0, 50, (7, LENGTH))
+    tokens_NxS = np.random.default_rng(1).integers(0, VOCABULARY, (7, LENGTH))
     text = Text(0, tuple(map(int, tokens_NxS.ravel())), LENGTH, 8)
     with OperatorClient(served.folder) as client:
         measured = client.measure(text)
@@ -151,7 +152,7 @@ def test_a_prompt_that_can_not_be_is_told_and_the_next_is_answered(
     served: ServedRun, start: Callable[..., Future[str]]
 ) -> None:
     start()
-    with pytest.raises(WorldError, match="could not answer: a token of the prompt is over"):
+    with pytest.raises(WorldError, match="could not answer: a token is beyond"):
         ask(served, replace(PROMPT, tokens=(5, served.folder.manifest.vocabulary)))
     assert ask(served).tokens
 
