@@ -29,6 +29,8 @@ from support.deployment import (
 
 from smalltalk_fed.wire.egress_record import read_record
 
+pytestmark = pytest.mark.slow  # a whole run, and two dozen commands
+
 NODES = ("anna", "berta")
 PROMPTS = (
     "def main(argument):\n    return argument",
