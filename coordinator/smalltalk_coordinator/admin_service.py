@@ -99,10 +99,10 @@ class AdminService(pb_grpc.AdminServicer):
         """Let the node that has an expert answer a prompt."""
         caller(context, self._host.clock, "operator")
         prompt = convert_serving.prompt_from_proto(request)
-        *who, answer = await self._relay.ask(prompt)
+        node_id, name, answer = await self._relay.ask(prompt)
         if not isinstance(answer, Completion) or len(answer.tokens) > prompt.tokens_max:
-            raise NodeGone(f"node {who[0]} answered with something else than was asked for")
-        return convert_serving.answered_to_proto(Answered(*who, answer.tokens))
+            raise NodeGone(f"node {node_id} answered with something else than was asked for")
+        return convert_serving.answered_to_proto(Answered(node_id, name, answer.tokens))
 
     @served
     async def Measure(  # noqa: N802
@@ -110,10 +110,10 @@ class AdminService(pb_grpc.AdminServicer):
     ) -> pb.MeasureReply:
         """Let the node that has an expert measure a text."""
         caller(context, self._host.clock, "operator")
-        *who, answer = await self._relay.ask(convert_measuring.text_from_proto(request))
+        node_id, name, answer = await self._relay.ask(convert_measuring.text_from_proto(request))
         if not isinstance(answer, Losses):
-            raise NodeGone(f"node {who[0]} answered with something else than was asked for")
-        measured = Measured(*who, answer.prefix_nll, answer.suffix_nll)
+            raise NodeGone(f"node {node_id} answered with something else than was asked for")
+        measured = Measured(node_id, name, answer.prefix_nll, answer.suffix_nll)
         return convert_measuring.measured_to_proto(measured)
 
     async def _do(
