@@ -1,4 +1,4 @@
-"""The operator's calls, on the run's port: status, invite, revoke, readmit, pause, resume.
+"""The operator's calls: status, invite, revoke, readmit, pause, resume, withdraw, prompts.
 
 Whoever calls is looked at before what it says is read.
 """
@@ -13,19 +13,22 @@ import grpc
 from google.protobuf.message import Message
 
 from smalltalk_coordinator.calls import caller, served
+from smalltalk_coordinator.relay import NodeGone, Relay
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
-from smalltalk_fed.wire import convert_admin
+from smalltalk_fed.wire import convert_admin, convert_measuring, convert_serving
+from smalltalk_fed.wire.convert_measuring import Losses, Measured
+from smalltalk_fed.wire.convert_serving import Answered, Completion
 
 
 class AdminService(pb_grpc.AdminServicer):
     """Serves whoever holds the operator's certificate."""
 
-    def __init__(self, host: Host, status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, host: Host, status: Callable[[], dict[str, Any]], relay: Relay) -> None:
         self._host = host
-        self._status = status
+        self._status, self._relay = status, relay
 
     @served
     async def Status(  # noqa: N802
@@ -33,7 +36,12 @@ class AdminService(pb_grpc.AdminServicer):
     ) -> pb.StatusReply:
         """The run as one JSON object."""
         caller(context, self._host.clock, "operator")
-        return pb.StatusReply(json=json.dumps(self._status()).encode())
+        relayed = {
+            "serving_experts": self._relay.serving(),
+            "prompts_waiting": self._relay.waiting,
+        }
+        status = {**self._status(), **relayed}
+        return pb.StatusReply(json=json.dumps(status).encode())
 
     @served
     async def Invite(  # noqa: N802
@@ -76,6 +84,37 @@ class AdminService(pb_grpc.AdminServicer):
     ) -> pb.AdminReply:
         """Go on."""
         return await self._do(context, lambda request: msg.Resume(), request)
+
+    @served
+    async def TakeOut(  # noqa: N802
+        self, request: pb.TakeOutRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AdminReply:
+        """Withdraw experts."""
+        return await self._do(context, convert_serving.take_out_from_proto, request)
+
+    @served
+    async def Generate(  # noqa: N802
+        self, request: pb.Prompt, context: grpc.aio.ServicerContext
+    ) -> pb.GenerateReply:
+        """Let the node that has an expert answer a prompt."""
+        caller(context, self._host.clock, "operator")
+        prompt = convert_serving.prompt_from_proto(request)
+        node_id, name, answer = await self._relay.ask(prompt)
+        if not isinstance(answer, Completion) or len(answer.tokens) > prompt.tokens_max:
+            raise NodeGone(f"node {node_id} answered with something else than was asked for")
+        return convert_serving.answered_to_proto(Answered(node_id, name, answer.tokens))
+
+    @served
+    async def Measure(  # noqa: N802
+        self, request: pb.Text, context: grpc.aio.ServicerContext
+    ) -> pb.MeasureReply:
+        """Let the node that has an expert measure a text."""
+        caller(context, self._host.clock, "operator")
+        node_id, name, answer = await self._relay.ask(convert_measuring.text_from_proto(request))
+        if not isinstance(answer, Losses):
+            raise NodeGone(f"node {node_id} answered with something else than was asked for")
+        measured = Measured(node_id, name, answer.prefix_nll, answer.suffix_nll)
+        return convert_measuring.measured_to_proto(measured)
 
     async def _do(
         self,

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from smalltalk_coordinator import invitations, tables, trace_table
+from smalltalk_coordinator import expert_commands, invitations, tables, trace_table
 from smalltalk_coordinator.asking import ask, status_of
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.core import messages as msg
@@ -161,6 +161,10 @@ def readmit(
 ) -> None:
     """Let a quarantined node work again, as a newcomer whose first units are checked."""
     typer.echo(ask(RunFolder.open(folder), msg.Readmit(node)))
+
+
+app.command(epilog=EXIT_CODES)(expert_commands.withdraw)
+app.command(epilog=EXIT_CODES)(expert_commands.relay)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -68,6 +68,9 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def stream(requests: object, context: grpc.aio.ServicerContext) -> None:
             async with _released(), self._admitted(method, context):
+                if inner.request_streaming:  # it reads and writes by itself
+                    await inner.stream_stream(requests, context)
+                    return
                 replies = inner.unary_stream(await _message(method, context), context)
                 async with contextlib.aclosing(replies):
                     async for reply in replies:

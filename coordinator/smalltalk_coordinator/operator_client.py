@@ -17,12 +17,23 @@ from smalltalk_fed.errors import SmalltalkError, WorldError
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
-from smalltalk_fed.wire import convert_admin
+from smalltalk_fed.wire import convert_admin, convert_measuring, convert_serving
 from smalltalk_fed.wire.certificates import SERVER_NAME
+from smalltalk_fed.wire.convert_measuring import Measured, Text
+from smalltalk_fed.wire.convert_serving import Answered, Prompt
+from smalltalk_fed.wire.limits import ANSWER_S
 from smalltalk_fed.wire.secret_files import read_secret
 
 TIMEOUT_S = 10.0
-Asked = msg.MakeInvite | msg.CancelInvite | msg.Revoke | msg.Readmit | msg.Pause | msg.Resume
+Asked = (
+    msg.MakeInvite
+    | msg.CancelInvite
+    | msg.Revoke
+    | msg.Readmit
+    | msg.Pause
+    | msg.Resume
+    | msg.Withdraw
+)
 _BY_HINT = {
     kind.hint: kind
     for kind in (
@@ -90,12 +101,31 @@ class OperatorClient:
                 call, request = "Pause", convert_admin.pause_to_proto(message)
             case msg.Resume():
                 call, request = "Resume", pb.ResumeRequest()
+            case msg.Withdraw():
+                call, request = "TakeOut", convert_serving.take_out_to_proto(message)
         return convert_admin.done_from_proto(self._call(call, request)).reason
 
-    def _call(self, name: str, request: object) -> Any:
+    def generate(self, prompt: Prompt) -> Answered:
+        """Let the node that has the prompt's expert answer it.
+
+        Raises:
+            PeerError: no node serves it now, or too many prompts wait.
+            WorldError: its node went away or could not answer.
+        """
+        request = convert_serving.prompt_to_proto(prompt)
+        reply = self._call("Generate", request, ANSWER_S + TIMEOUT_S)
+        return convert_serving.answered_from_proto(reply)
+
+    def measure(self, text: Text) -> Measured:
+        """Let the node that has the text's expert measure it. Raises as `generate` does."""
+        request = convert_measuring.text_to_proto(text)
+        reply = self._call("Measure", request, ANSWER_S + TIMEOUT_S)
+        return convert_measuring.measured_from_proto(reply)
+
+    def _call(self, name: str, request: object, timeout_s: float = TIMEOUT_S) -> Any:
         while True:
             try:
-                return getattr(self._stub, name)(request, timeout=TIMEOUT_S)
+                return getattr(self._stub, name)(request, timeout=timeout_s)
             except grpc.RpcError as error:
                 code, details = error.code(), error.details() or ""
                 if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):

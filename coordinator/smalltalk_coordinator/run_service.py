@@ -1,6 +1,8 @@
-"""The nodes' port: Join, Exchange, blobs, Leave. Thin: identity, conversion, limits, bytes.
+"""The nodes' port: Join, Exchange, blobs, Leave, Withdraw, Serve.
 
-Decisions are the core's (`Host.ask`), how many uploads go on at a time is `uploads`' part.
+Thin: identity, conversion, limits, bytes. Decisions are the core's (`Host.ask`), how many
+uploads go on at a time is `uploads`' part, what goes over the line of a node that serves its
+experts `serving_service`'s.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from google.protobuf.message import Message
 
 from smalltalk_coordinator.calls import abort, caller, counted, served
 from smalltalk_coordinator.gate import Direction, Gate
+from smalltalk_coordinator.serving_service import ServingService
 from smalltalk_coordinator.uploads import Uploads
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import known
@@ -28,9 +31,9 @@ from smalltalk_fed.host.host import Host
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger, kind_of
-from smalltalk_fed.wire import convert, limits
+from smalltalk_fed.wire import convert, convert_serving, limits
 from smalltalk_fed.wire.signing import SigningKey, sign_manifest, sign_unit
-from smalltalk_fed.wire.values import digest_from_proto
+from smalltalk_fed.wire.values import cut, digest_from_proto
 
 
 class RunService(pb_grpc.RunServicer):
@@ -43,6 +46,7 @@ class RunService(pb_grpc.RunServicer):
         signing_key: SigningKey,
         gate: Gate,
         addresses: Callable[[], Addresses],
+        serving: ServingService,
     ) -> None:
         """`gate`: the budgets of this port's callers; its guard has let every call in.
 
@@ -54,7 +58,7 @@ class RunService(pb_grpc.RunServicer):
         self._manifest = manifest
         self._manifest_signature = sign_manifest(signing_key, manifest)
         self._signing_key, self._addresses = signing_key, addresses
-        self._uploads = Uploads()
+        self._uploads, self._serving = Uploads(), serving
 
     @served
     async def Join(  # noqa: N802
@@ -105,6 +109,25 @@ class RunService(pb_grpc.RunServicer):
         reply = convert.left_to_proto(left)
         self._count(node_id, "leave", request, reply)
         return reply
+
+    @served
+    async def Withdraw(  # noqa: N802
+        self, request: pb.WithdrawRequest, context: grpc.aio.ServicerContext
+    ) -> pb.WithdrawReply:
+        """The owner takes its experts out of the mixture."""
+        node_id = self._known(context)
+        done = await self._host.ask(convert_serving.withdraw_from_proto(node_id, request))
+        assert isinstance(done, msg.Done)
+        reply = pb.WithdrawReply(reason=cut(done.reason))
+        self._count(node_id, "withdraw", request, reply)
+        return reply
+
+    @served
+    async def Serve(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ServeUp], context: grpc.aio.ServicerContext
+    ) -> None:
+        """The node's experts answer prompts, as long as it stays."""
+        await self._serving.conduct(context, lambda: self._known(context))
 
     @served
     async def BlobState(  # noqa: N802

@@ -24,12 +24,15 @@ from smalltalk_coordinator.gate import Gate
 from smalltalk_coordinator.guard import Guard
 from smalltalk_coordinator.listening import Listeners, PresentAddresses
 from smalltalk_coordinator.ports import connection_caps, newcomer_options, node_options
+from smalltalk_coordinator.relay import Relay
 from smalltalk_coordinator.run_service import RunService
 from smalltalk_coordinator.server_certificate import ServerCertificate
+from smalltalk_coordinator.serving_service import ServingService
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.silo_book import is_private
+from smalltalk_fed.core.withdrawal_book import serves
 from smalltalk_fed.errors import WorldError
 from smalltalk_fed.host.assemble import assemble_mixture
 from smalltalk_fed.host.blobs import BlobStore
@@ -122,8 +125,11 @@ def make_listeners(
 ) -> Listeners:
     """The run's ports with all services, not opened yet; `gates` as `make_gates` makes them."""
     authority, addresses = folder.authority(), PresentAddresses(folder)
-    run = RunService(host, ledger, folder.signing_key(), gates[0], lambda: addresses.value)
-    admin, enrolment = AdminService(host, status), EnrolmentService(host, authority)
+    relay = make_relay(host)
+    serving = ServingService(relay, ledger)
+    key = folder.signing_key()
+    run = RunService(host, ledger, key, gates[0], lambda: addresses.value, serving)
+    admin, enrolment = AdminService(host, status, relay), EnrolmentService(host, authority)
     caps = functools.cache(connection_caps)
     guards = [
         Guard(gate, who, host.clock) for gate, who in zip(gates, (name_of, address_of), strict=True)
@@ -144,6 +150,19 @@ def make_listeners(
 
     certificate = ServerCertificate(authority, addresses.hosts, host.clock)
     return Listeners(addresses, certificate, run_server, enrolment_server)
+
+
+def make_relay(host: Host) -> Relay:
+    """Who may serve which expert is the journal's word at that moment."""
+
+    def may(node_id: str) -> frozenset[int]:
+        return serves(host.coordinator.state, node_id)
+
+    def named(node_id: str) -> str:
+        node = host.coordinator.state.nodes.get(node_id)
+        return node.name if node else ""
+
+    return Relay(may, named)
 
 
 def _on_signals(stopping: asyncio.Event) -> None:

@@ -63,6 +63,10 @@ def render(status: Status) -> RenderableType:
         parts.append(Text(f"held-out perplexity after the prefix: {result['suffix_ppl']:.2f}"))
     for refused in status.get("refused", ()):
         parts.append(Text(_refused(refused), style="yellow"))
+    for gone in status.get("withdrawn", ()):
+        parts.append(Text(_withdrawn(gone)))
+    for expert, nodes in (status.get("serving_experts") or {}).items():
+        parts.append(Text(f"expert {expert} answers at {', '.join(nodes)}"))
     if status.get("mixture"):
         parts.append(Text(f"the mixture is in {status['mixture']}"))
     return Group(*parts)
@@ -104,6 +108,11 @@ def _state(node: Status) -> str:
     if node["seen_s_ago"] is None:
         return "away"
     return f"silent for {node['seen_s_ago']:.0f} s"
+
+
+def _withdrawn(gone: Status) -> str:
+    whose = f" of {gone['node_id']}" if gone["node_id"] else ""
+    return f"expert {gone['expert']}{whose} left the mixture, by its {gone['by']}: {gone['reason']}"
 
 
 def _refused(refused: Status) -> str:

@@ -30,6 +30,7 @@ from smalltalk_fed.worksite import machine
 from smalltalk_fed.worksite.identity import DEFAULT_FOLDER, NodeFolder
 from smalltalk_fed.worksite.limits import Limits
 from smalltalk_fed.worksite.machine import WORKER_THREAD
+from smalltalk_node import expert_commands
 
 NAME = "smalltalk-node"
 app = program(NAME, "Do work for a run on this machine, and see what leaves it.")
@@ -186,6 +187,10 @@ def run(
     typer.echo(reason)
 
 
+app.command(epilog=EXIT_CODES)(expert_commands.serve_experts)
+app.command(epilog=EXIT_CODES)(expert_commands.withdraw)
+
+
 @app.command(epilog=EXIT_CODES)
 def egress(
     record: Annotated[Path, typer.Argument(metavar="FILE", help="From `run --record-egress`.")],
@@ -236,7 +241,7 @@ def _explain_egress(folder: Path | None, as_json: bool) -> None:
     for table in _egress_tables(rows):
         console.print(table)
     console.print(
-        "Nothing else can leave: no text, no gradients, no activations, no optimizer states. "
+        "Nothing else can leave: no corpus, no gradients, no activations, no optimizer states. "
         "What did leave is counted in metrics.jsonl and node-status.json of the node's folder; "
         "`run --record-egress FILE` keeps all of it, and `egress FILE` holds it against this list."
     )

@@ -19,7 +19,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.errors import SmalltalkError, Unauthenticated
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger
-from smalltalk_fed.wire import convert
+from smalltalk_fed.wire import convert, convert_serving
 from smalltalk_fed.wire.certificates import key_to_pem
 from smalltalk_fed.wire.signing import verify_unit
 from smalltalk_fed.worksite.identity import Identity, NodeFolder
@@ -140,6 +140,18 @@ class Connection:
         self._interrupted.clear()
         request = convert.leave_to_proto(leave)
         return convert.left_from_proto(self.call(self.stub.Leave, request, "leave", timeout_s))
+
+    def withdraw(self, withdraw: msg.Withdraw) -> str:
+        """Take experts of this node out of the mixture; returns what came of it.
+
+        Raises:
+            PeerError: refused, with the reason.
+            WorldError: no answer; it may be said again.
+        """
+        request = convert_serving.withdraw_to_proto(withdraw)
+        return convert_serving.withdrawn_from_proto(
+            self.call(self.stub.Withdraw, request, "withdraw")
+        )
 
     def call(
         self,

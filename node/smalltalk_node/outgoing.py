@@ -77,7 +77,7 @@ class Outgoing:
 
 
 class _Watched:
-    """A channel with the three kinds of calls that the stubs make."""
+    """A channel with the kinds of calls that the stubs make."""
 
     def __init__(self, channel: grpc.Channel, outgoing: Outgoing) -> None:
         self._channel, self._outgoing = channel, outgoing
@@ -89,6 +89,10 @@ class _Watched:
     def unary_stream(self, call: str, request_serializer: Serializer, **more: Any) -> Any:
         noting = self._outgoing.noting(call, request_serializer)
         return self._channel.unary_stream(call, noting, **more)
+
+    def stream_stream(self, call: str, request_serializer: Serializer, **more: Any) -> Any:
+        noting = self._outgoing.noting(call, request_serializer)  # answers: they are small
+        return self._channel.stream_stream(call, noting, **more)
 
     def stream_unary(self, call: str, request_serializer: Serializer, **more: Any) -> Any:
         def make() -> Any:

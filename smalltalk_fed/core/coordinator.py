@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core import admission, outcomes, retention
+from smalltalk_fed.core import admission, outcomes, retention, withdrawal
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.arrivals import Arrivals
@@ -133,6 +133,9 @@ class Coordinator:
                 self._pause(message, conversation, now)
             case msg.Resume():
                 self._resume(conversation, now)
+            case msg.Withdraw():
+                withdrawal.take(self._out, self._dispatch, message, conversation, now)
+                self._advance(now)
             case _:
                 event, answer = admission.decide(self.state, message, now)
                 if event is not None:

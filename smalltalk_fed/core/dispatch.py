@@ -110,6 +110,12 @@ class Dispatcher:
         self.release(lease)
         return (lease.key.unit_id,)
 
+    def over(self, expert: int) -> None:
+        """End all leases of an expert that was withdrawn; its holder hears of it when it speaks."""
+        for lease in list(self._leases.by_node.values()):
+            if self._state.is_finished(lease.key) and lease.key.expert == expert:
+                self._leases.release(lease)
+
     def finish(self, key: UnitKey, node_id: str, now: float) -> float:
         """End all leases of a unit that is finished now; returns how long the node held it."""
         self._free_like(key).pop(key, None)

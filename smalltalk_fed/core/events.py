@@ -226,6 +226,22 @@ class PricesMoved:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ExpertWithdrawn:
+    """An expert and its router leave the mixture for good; its units are asked for no more.
+
+    `blobs`: digests of all that was kept of both, and must not be kept any longer than others
+    need it.
+    """
+
+    at: float
+    expert: int
+    node_id: str  # whose it was; empty if it was nobody's yet
+    by: str  # owner, operator
+    reason: str
+    blobs: tuple[str, ...] = ()
+
+
 Event = (
     InviteMade
     | InviteCancelled
@@ -246,6 +262,7 @@ Event = (
     | NodeReadmitted
     | SeatTaken
     | PricesMoved
+    | ExpertWithdrawn
 )
 
 _KINDS: dict[str, type] = {
@@ -270,10 +287,11 @@ _KINDS: dict[str, type] = {
         NodeReadmitted,
         SeatTaken,
         PricesMoved,
+        ExpertWithdrawn,
     )
 }
 _BLOB_FIELDS = ("shares", "outputs", "segments")
-_LIST_FIELDS = ("wrong", "undone", "tainted", "prices")
+_LIST_FIELDS = ("wrong", "undone", "tainted", "prices", "blobs")
 
 
 def to_json(event: Event) -> tuple[str, str]:

@@ -59,8 +59,21 @@ class Readmit:
 
 
 @dataclass(frozen=True)
+class Withdraw:
+    """Take experts out of the mixture for good; none named: all that are the node's.
+
+    `by_owner`: the node asks for itself (its id is the certificate's); else the operator does.
+    """
+
+    experts: tuple[int, ...] = ()
+    node_id: str = ""
+    by_owner: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Done:
-    """The answer to an operator's request; `reason` says what happened."""
+    """The answer to an operator's request, or an owner's; `reason` says what happened."""
 
     reason: str
 
@@ -194,7 +207,17 @@ class Left:
 
 
 Request = (
-    MakeInvite | CancelInvite | Revoke | Readmit | Pause | Resume | Enrol | Join | Exchange | Leave
+    MakeInvite
+    | CancelInvite
+    | Revoke
+    | Readmit
+    | Pause
+    | Resume
+    | Withdraw
+    | Enrol
+    | Join
+    | Exchange
+    | Leave
 )
 Answer = Done | Enrolled | Joined | Order | Left
 

@@ -15,7 +15,13 @@ from smalltalk_fed.core.state import HardState
 from smalltalk_fed.errors import OurError
 
 # What these let go may be named by another result, too: a liar may hand in others' blobs.
-_BY_CONTENT = (ev.RoundAssigned, ev.UnitRejected, ev.NodeQuarantined)
+_BY_CONTENT = (
+    ev.RoundAssigned,
+    ev.UnitRejected,
+    ev.NodeQuarantined,
+    ev.ExpertWithdrawn,
+    ev.PhaseChanged,
+)
 
 
 @dataclass
@@ -43,6 +49,11 @@ class Outbox:
     def __init__(self, state: HardState) -> None:
         self._state = state
         self._ready = Ready()
+
+    @property
+    def state(self) -> HardState:
+        """What `emit` changes."""
+        return self._state
 
     def emit(self, event: ev.Event) -> None:
         """Change hard state."""

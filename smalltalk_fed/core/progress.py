@@ -32,8 +32,9 @@ def next_step(state: HardState) -> tuple[Trigger, str] | None:
             return Trigger.SEGMENTS_MADE, "every silo divides its own text"
         case Phase.SHARDING if state.segments is not None:
             return Trigger.SEGMENTS_MADE, "every training sequence has its expert"
-        case Phase.TRAINING if state.divided and _done(state):
-            return Trigger.EXPERTS_DONE, f"{state.experts} experts trained"
+        case Phase.TRAINING if (state.divided or state.segments is not None) and _done(state):
+            left = state.experts - len(state.withdrawn)
+            return Trigger.EXPERTS_DONE, f"{left} experts trained"
         case Phase.EVALUATING if not (state.manifest.heldout_sequences or state.seats):
             return Trigger.EVALUATED, "the corpus has no held-out text"
         case Phase.EVALUATING if not state.open:

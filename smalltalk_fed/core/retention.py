@@ -4,8 +4,9 @@ Rules: of router parameters the last two rounds and the final ones are kept, of 
 those of the round being divided and of the one before (a lost division can be made again),
 of an unfinished expert's collected weights the last two (one may be on its way to a node
 while the next arrives), of lists all (they are small, and the proof of the data's use wants
-them), of opinions those that wait for the judge. What of a private run's steps is kept is
-`silo_book`'s part. Functions of hard state; nothing is deleted here.
+them), of opinions those that wait for the judge. Of a withdrawn expert nothing is kept but its
+lists, and its router as long as opinions on others may be formed with it. What of a private
+run's steps is kept is `silo_book`'s part. Functions of hard state; nothing is deleted here.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ def released_by(state: HardState, event: ev.Event) -> tuple[str, ...]:
         case ev.NodeQuarantined():
             for unit_id in event.undone:
                 released += _outputs_of(state, unit_id)
+        case ev.ExpertWithdrawn():
+            released += event.blobs
+        case ev.PhaseChanged() if event.phase is Phase.FINISHED:
+            released += withdrawn_blobs(state)
     return tuple(released)
 
 
@@ -94,11 +99,32 @@ def remedy(state: HardState, digest: str, at: float, reason: str) -> ev.BlobLost
 def _needed(state: HardState, key: UnitKey, name: str) -> bool:
     match key.kind:
         case UnitKind.ROUTER_ROUND:
+            if key.expert in state.withdrawn and name == "parameters" and _routers_rest(state):
+                return False
             return _kept(state, key, name)
         case UnitKind.AUDIT:
             return key.target in state.unsettled
         case _:
             return True
+
+
+def blobs_of_expert(state: HardState, expert: int) -> tuple[str, ...]:
+    """Digests of all that is kept of an expert and its router, but for lists of text."""
+    found = _outputs_of(state, UnitKey(UnitKind.TRAIN_EXPERT, expert).unit_id)
+    for accepted in state.finished.values():
+        if UnitKey.parse(accepted.unit_id).expert == expert:
+            found += [ref.digest for ref in accepted.outputs if ref.name == "parameters"]
+    return tuple(dict.fromkeys(found))
+
+
+def withdrawn_blobs(state: HardState) -> tuple[str, ...]:
+    """Digests of what withdrawn experts left behind; some may be needed for others still."""
+    return tuple(digest for event in state.withdrawn.values() for digest in event.blobs)
+
+
+def _routers_rest(state: HardState) -> bool:
+    """Whether no unit is made from routers any more: no opinion on an expert is asked for."""
+    return state.phase is Phase.FINISHED or not state.manifest.config.audit.rate
 
 
 def _opinions_of(state: HardState, unit_id: str) -> list[str]:

@@ -47,6 +47,7 @@ def to_json(state: HardState) -> dict[str, Any]:
         "audits": [vars(audit) for audit in state.audits.values()],
         "asked": dict(state.asked),
         "waived": dict(state.waived),
+        "withdrawn": [vars(each) for each in state.withdrawn.values()],
         "to_judge": list(state.to_judge),
         "last_at": state.last_at,
         "seats": [vars(each) for each in state.seats.values()],
@@ -81,6 +82,7 @@ def from_json(manifest: RunManifest, data: dict[str, Any]) -> HardState:
             audits={each["unit_id"]: Audit(**each) for each in data["audits"]},
             asked=data["asked"],
             waived=data["waived"],
+            withdrawn={each["expert"]: _withdrawn(each) for each in data["withdrawn"]},
             last_at=data["last_at"],
             seats={each["seat"]: _event(ev.SeatTaken, each) for each in data["seats"]},
             moves=[_event(ev.PricesMoved, each) for each in data["moves"]],
@@ -109,6 +111,10 @@ def _event(kind: type, fields: dict[str, Any]) -> Any:
     if "prices" in fields:
         fields = fields | {"prices": tuple(fields["prices"])}
     return kind(**fields)
+
+
+def _withdrawn(fields: dict[str, Any]) -> ev.ExpertWithdrawn:
+    return ev.ExpertWithdrawn(**fields | {"blobs": tuple(fields["blobs"])})
 
 
 def _past(fields: dict[str, Any]) -> PastRound:

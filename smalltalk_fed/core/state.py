@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core import audit_book, membership, silo_book
+from smalltalk_fed.core import audit_book, membership, silo_book, withdrawal_book
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.records import Audit, Invite, Node, PastRound
@@ -48,6 +48,7 @@ class HardState:
     audits: dict[str, Audit] = field(default_factory=dict)  # of this and the last rounds' results
     asked: dict[str, int] = field(default_factory=dict)  # result's unit -> opinions asked so far
     waived: dict[str, str] = field(default_factory=dict)  # the latest, with their reasons
+    withdrawn: dict[int, ev.ExpertWithdrawn] = field(default_factory=dict)  # by expert
     last_at: float = 0.0  # time of the latest event
     seats: dict[int, ev.SeatTaken] = field(default_factory=dict)  # of a private run
     moves: list[ev.PricesMoved] = field(default_factory=list)
@@ -96,6 +97,8 @@ class HardState:
                 audit_book.readmitted(self, event)
             case ev.SeatTaken() | ev.PricesMoved():
                 silo_book.apply(self, event)
+            case ev.ExpertWithdrawn():
+                withdrawal_book.withdrawn(self, event)
             case _:
                 membership.apply(self, event)
 
@@ -205,7 +208,9 @@ class HardState:
         return any(self.in_phase(UnitKey.parse(unit_id)) for unit_id in self.unsettled)
 
     def is_finished(self, key: UnitKey) -> bool:
-        """Whether a result of this unit counts."""
+        """Whether a result of this unit counts, or none is wanted any more."""
+        if withdrawal_book.is_over(self, key):
+            return True
         past = next(reversed(self.history), 0)  # rounds come in order
         if key.kind is UnitKind.ROUTER_ROUND and 0 < key.index <= past:
             return 0 <= key.expert < self.experts  # in `history`: its round is over

@@ -6,22 +6,24 @@ when a command runs. Errors are raised; the program turns them into a sentence.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from smalltalk_fed.config.loading import load_config
 from smalltalk_fed.errors import UserError
+from smalltalk_fed.evaluate.tables import print_choice, print_report
 
 if TYPE_CHECKING:
+    from smalltalk_fed.evaluate.federated import Answer, RelayedExperts
     from smalltalk_fed.evaluate.generate import Choice
-    from smalltalk_fed.evaluate.report import EvaluationReport
 
 MixtureFolder = Annotated[
     Path, typer.Argument(metavar="MIXTURE", help="Folder with a mixture.json.")
@@ -30,6 +32,19 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Processor threads; torch's choice if not given.", show_default=False),
+]
+Federated = Annotated[
+    bool,
+    typer.Option(
+        "--federated",
+        help="Let nodes answer that serve experts which stayed with them; they see the text.",
+    ),
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --federated: the run's folder, whose coordinator relays.", show_default=False
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -55,6 +70,8 @@ def evaluate(
             "--oracle", help="Also run every expert on everything: best and random routing."
         ),
     ] = False,
+    federated: Federated = False,
+    run: RunFolder = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -64,7 +81,9 @@ def evaluate(
 
     if bool(text) == bool(corpus):
         raise UserError("give the text to evaluate on: either --text FILE or --corpus DIR.")
-    with _bar() as bar:
+    if federated and oracle:
+        raise UserError("--oracle asks every expert about everything; it needs them all here.")
+    with _relayed(federated, run) as elsewhere, _bar() as bar:
         task = bar.add_task("loading", total=1.0, detail="")
 
         def show(fraction: float, doing: str) -> None:
@@ -79,11 +98,12 @@ def evaluate(
             device=device,
             threads=threads,
             on_progress=show,
+            elsewhere=elsewhere,
         )
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
     else:
-        _print_report(report)
+        print_report(report)
 
 
 def generate(
@@ -105,11 +125,14 @@ def generate(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show each router's score and why one was chosen.")
     ] = False,
+    federated: Federated = False,
+    run: RunFolder = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a prompt with the expert that the routers choose for it."""
+    from smalltalk_fed.evaluate.federated import generate_federated
     from smalltalk_fed.evaluate.generate import Sampling
     from smalltalk_fed.evaluate.generate import generate as generate_text
     from smalltalk_fed.evaluate.mixture import Mixture
@@ -117,18 +140,41 @@ def generate(
 
     prompts = prompt or [_standard_input()]
     _use_threads(threads)
-    loaded = Mixture.load(mixture, choose_device(device))
+    loaded = Mixture.load(mixture, choose_device(device), federated=federated)
     sampling = Sampling(tokens, temperature, top_p, seed)
+    with _relayed(federated, run) as relayed:
+
+        def write(one: str) -> tuple[Choice, Answer | None, Iterator[str]]:
+            if relayed is not None:
+                return generate_federated(loaded, relayed, one, sampling)
+            choice, pieces = generate_text(loaded, one, sampling)
+            return choice, None, pieces
+
+        _write_all(prompts, write, explain=explain, as_json=as_json)
+
+
+def _write_all(
+    prompts: list[str],
+    write: Callable[[str], tuple[Choice, Answer | None, Iterator[str]]],
+    *,
+    explain: bool,
+    as_json: bool,
+) -> None:
     for index, one in enumerate(prompts):
-        choice, pieces = generate_text(loaded, one, sampling)
+        choice, answer, pieces = write(one)
         if as_json:
             line = {"prompt": one, "text": "".join(pieces), **choice.to_json()}
+            if answer is not None:
+                line |= {"node": answer.node_id, "node_name": answer.node_name}
             typer.echo(json.dumps(line, ensure_ascii=False))
             continue
         if index:
             typer.echo("")
         if explain:
-            _print_choice(choice)
+            print_choice(choice)
+        if answer is not None:
+            who = f"node {answer.node_id} ('{answer.node_name}')"
+            typer.echo(f"[expert {choice.expert} at {who} answers]", err=True)
         typer.echo(one, nl=False)
         for piece in pieces:
             sys.stdout.write(piece)
@@ -195,6 +241,20 @@ def baseline(
     )
 
 
+@contextlib.contextmanager
+def _relayed(federated: bool, run: Path | None) -> Iterator[RelayedExperts | None]:
+    """Experts at their nodes, if they are to be asked."""
+    if federated != (run is not None):
+        raise UserError("--federated and --run RUN go together: the run's coordinator relays.")
+    if run is None:
+        yield None
+        return
+    from smalltalk_fed.evaluate.federated import RelayedExperts
+
+    with RelayedExperts(run) as experts:
+        yield experts
+
+
 def _bar() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
@@ -218,69 +278,3 @@ def _standard_input() -> str:
         raise UserError("there is no prompt; give one with --prompt TEXT.")
     text = sys.stdin.buffer.read().decode("utf-8", "replace")
     return text.removesuffix("\n")
-
-
-def _print_report(report: EvaluationReport) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("", "mixture", "dense", "ratio"):
-        table.add_column(title, justify="left" if not title else "right")
-    ours, theirs = report.mixture, report.dense
-    for name, title, digits in (
-        ("suffix_ppl", f"suffix perplexity (after {report.prefix_tokens} tokens)", 2),
-        ("all_ppl", "perplexity of all tokens", 2),
-        ("bits_per_byte", "bits per byte", 3),
-    ):
-        mine = getattr(ours, name)
-        if mine is None:
-            continue
-        other = getattr(theirs, name) if theirs else None
-        table.add_row(
-            title,
-            f"{mine:.{digits}f}",
-            f"{other:.{digits}f}" if other else "",
-            f"{mine / other:.3f}" if other else "",
-        )
-    for value, title in (
-        (report.oracle_suffix_ppl, "suffix perplexity, best expert each"),
-        (report.random_suffix_ppl, "suffix perplexity, experts at random"),
-    ):
-        if value is not None:
-            ratio = f"{value / theirs.suffix_ppl:.3f}" if theirs else ""
-            table.add_row(title, f"{value:.2f}", "", ratio)
-    console.print(table)
-    experts = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
-    titles = ["expert", "sequences", "suffix perplexity", "dense there", "domains"]
-    for title in titles:
-        experts.add_column(title, justify="left" if title == "domains" else "right")
-    for row in report.experts:
-        most = sorted(row.domains.items(), key=lambda item: -item[1])[:4]
-        experts.add_row(
-            str(row.expert),
-            f"{row.sequences:,}",
-            "" if row.suffix_ppl is None else f"{row.suffix_ppl:.2f}",
-            "" if row.dense_suffix_ppl is None else f"{row.dense_suffix_ppl:.2f}",
-            ", ".join(f"{name} {count}" for name, count in most),
-        )
-    console.print("")
-    console.print(experts)
-    console.print(f"[dim]{report.sequences:,} sequences of {report.sequence_tokens} tokens[/dim]")
-
-
-def _print_choice(choice: Choice) -> None:
-    """To standard error, so that the text alone is the output."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("router", "score, nats", "price", "score - price", ""):
-        table.add_column(title, justify="right" if title else "left")
-    rows: list[Any] = choice.rows()
-    for row in rows:
-        table.add_row(
-            str(row["expert"]),
-            "" if row["score"] is None else f"{row['score']:.2f}",
-            f"{row['price']:.2f}",
-            "" if row["worth"] is None else f"{row['worth']:.2f}",
-            row["note"],
-        )
-    console.print(table)
-    console.print(f"[dim]{choice.why}[/dim]\n")

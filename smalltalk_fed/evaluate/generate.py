@@ -42,17 +42,26 @@ def generate(mixture: Mixture, prompt: str, sampling: Sampling) -> tuple[Choice,
     Raises:
         UserError: the prompt is empty and the tokenizer has no token to begin a text with.
     """
-    tokenizer = mixture.tokenizer
-    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
+    choice, ids, end = begin(mixture, prompt)
+    model = mixture.expert(choice.expert)
+    drawn = continue_tokens(model, ids, sampling, end, mixture.context_tokens(model))
+    return choice, as_text(mixture.tokenizer, ids, drawn)
+
+
+def begin(mixture: Mixture, prompt: str) -> tuple[Choice, list[int], int | None]:
+    """The choice of an expert, the tokens that it goes on from, and the one that ends a text.
+
+    Raises:
+        UserError: the prompt is empty and the tokenizer has no token to begin a text with.
+    """
+    ids: list[int] = mixture.tokenizer.encode(prompt, add_special_tokens=False).ids
     choice = mixture.route(ids)
-    end = end_of_text_id(mixture.tokenizer_folder, tokenizer)
+    end = end_of_text_id(mixture.tokenizer_folder, mixture.tokenizer)
     if not ids:
         if end is None:
             raise UserError("the prompt is empty; give some text to continue.")
         ids = [end]
-    model = mixture.expert(choice.expert)
-    drawn = continue_tokens(model, ids, sampling, end, mixture.context_tokens(model))
-    return choice, as_text(tokenizer, ids, drawn)
+    return choice, ids, end
 
 
 @torch.inference_mode()

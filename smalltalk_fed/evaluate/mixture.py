@@ -2,9 +2,11 @@
 
 Rules: routing is `argmax(score - price)` among the experts that are present, by at most the
 first M tokens, with the same scoring as in training (arXiv 2410.03529, equation 5; the price
-is the prior). Routers are small and stand in memory; an expert is loaded from its folder,
-from this machine only, safetensors only, and code that comes with a folder is never run. A
-mixture whose tokenizer or routers are not those that mixture.json names is refused.
+is the prior). Where experts elsewhere can be asked (`federated`), those that stayed with their
+nodes count as present; a withdrawn one has no router, no score, and never does. Routers are
+small and stand in memory; an expert is loaded from its folder, from this machine only,
+safetensors only, and code that comes with a folder is never run. A mixture whose tokenizer or
+routers are not those that mixture.json names is refused.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from smalltalk_fed.mixture.assignment import route
 from smalltalk_fed.mixture.package import (
     MixtureError,
     MixtureManifest,
+    known_experts,
     present_experts,
     read_mixture,
 )
@@ -44,7 +47,8 @@ class Choice:
     """Why an expert was chosen for a prompt. `scores_E` is None where nothing was scored."""
 
     expert: int
-    scores_E: tuple[float, ...] | None  # log-likelihood of the prefix under each router, nats
+    # Log-likelihood of the prefix under each router, nats; None for one that was withdrawn.
+    scores_E: tuple[float | None, ...] | None
     prices_E: tuple[float, ...]
     present: tuple[int, ...]
     prefix_tokens: int  # how many were looked at
@@ -57,6 +61,8 @@ class Choice:
         for expert, price in enumerate(self.prices_E):
             score_nats = None if self.scores_E is None else self.scores_E[expert]
             note = "" if expert in self.present else "not present"
+            if self.scores_E is not None and score_nats is None:
+                note = "withdrawn"
             rows.append(
                 {
                     "expert": expert,
@@ -89,28 +95,37 @@ class Mixture:
         folder: Path,
         manifest: MixtureManifest,
         tokenizer: Tokenizer,
-        routers: list[nn.Module],
+        routers: list[nn.Module | None],
         device: torch.device,
+        federated: bool = False,
     ) -> None:
         self.folder, self.manifest, self.tokenizer = folder, manifest, tokenizer
         self.device = device
         self._routers = routers
         self._loaded: dict[int, nn.Module] = {}
-        self.present = tuple(present_experts(folder, manifest))
+        self.here = tuple(present_experts(folder, manifest))
+        self.present = tuple(known_experts(manifest)) if federated else self.here
         self.prices_E = np.asarray(manifest.prices, dtype=np.float64)
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Mixture:
+    def load(
+        cls, folder: Path, device: torch.device | str = "cpu", *, federated: bool = False
+    ) -> Mixture:
         """Load tokenizer and routers of a mixture folder.
+
+        `federated`: experts that are not here may be chosen too; their nodes can be asked.
 
         Raises:
             MixtureError: not a mixture, a file that is missing or not the one that
                 mixture.json names, or no expert is present.
         """
-        manifest = read_mixture(folder)
+        manifest = read_mixture(folder, elsewhere=federated)
         tokenizer = load_tokenizer(folder / "tokenizer")
-        routers = [_router(folder, manifest, entry.file) for entry in manifest.routers]
-        return cls(folder, manifest, tokenizer, routers, torch.device(device))
+        routers = [
+            _router(folder, manifest, entry.file) if entry.sha256 else None
+            for entry in manifest.routers
+        ]
+        return cls(folder, manifest, tokenizer, routers, torch.device(device), federated)
 
     @property
     def experts(self) -> int:
@@ -155,7 +170,7 @@ class Mixture:
         )
         if len(ids) < self.prefix_tokens:
             why += f" (the routers learned on {self.prefix_tokens})"
-        scores = tuple(float(s) for s in scores_E)
+        scores = tuple(float(s) if np.isfinite(s) else None for s in scores_E)
         return self._choice(expert, scores, len(ids), margin, why + ".")
 
     def route_rows(self, rows: Rows, ids: np.ndarray) -> np.ndarray:
@@ -176,7 +191,7 @@ class Mixture:
     def _choice(
         self,
         expert: int,
-        scores: tuple[float, ...] | None,
+        scores: tuple[float | None, ...] | None,
         tokens: int,
         margin: float | None,
         why: str,
@@ -185,9 +200,14 @@ class Mixture:
         return Choice(expert, scores, prices, self.present, tokens, margin, why)
 
     def _scores(self, rows: Rows, ids: np.ndarray, tokens: int) -> np.ndarray:
-        return score(
-            self._routers, rows, ids, tokens, batch_sequences=SCORE_BATCH, device=self.device
+        """Log-likelihoods, fp32[N, E]; minus infinity where the router was withdrawn."""
+        there = [e for e, router in enumerate(self._routers) if router is not None]
+        routers = [router for router in self._routers if router is not None]
+        scores_NxE = np.full((len(ids), self.experts), -np.inf, dtype=np.float32)
+        scores_NxE[:, there] = score(
+            routers, rows, ids, tokens, batch_sequences=SCORE_BATCH, device=self.device
         )
+        return scores_NxE
 
     def _worth(self, scores_NxE: np.ndarray) -> np.ndarray:
         """Score less price; minus infinity for experts that are not here."""
@@ -208,7 +228,7 @@ class Mixture:
         Raises:
             MixtureError: it is not present, or can't be loaded.
         """
-        if expert not in self.present:
+        if expert not in self.here:
             raise MixtureError(f"{self.folder} has no expert {expert} that is present.")
         if expert not in self._loaded:
             folder = self.folder / self.manifest.experts[expert].folder
@@ -225,8 +245,13 @@ class Mixture:
 
     def context_tokens(self, model: nn.Module) -> int:
         """The most tokens that an expert has learned to look back on."""
-        known = getattr(model.config, "max_position_embeddings", None)
-        return int(known or self.sequence_tokens)
+        return context_tokens(model, self.sequence_tokens)
+
+
+def context_tokens(model: nn.Module, sequence_tokens: int) -> int:
+    """The most tokens that a model has learned to look back on; `sequence_tokens` if it is mute."""
+    known = getattr(model.config, "max_position_embeddings", None)
+    return int(known or sequence_tokens)
 
 
 def _router(folder: Path, manifest: MixtureManifest, file: str) -> nn.Module:

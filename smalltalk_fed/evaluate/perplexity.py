@@ -16,6 +16,7 @@ from torch import nn
 
 from smalltalk_fed.data.tokenizer import token_bytes
 from smalltalk_fed.errors import DataError
+from smalltalk_fed.evaluate.federated import RelayedExperts, relayed_sums
 from smalltalk_fed.evaluate.heldout import Heldout, Rows, heldout_of_corpus, heldout_of_text
 from smalltalk_fed.evaluate.mixture import Mixture, load_dense
 from smalltalk_fed.evaluate.report import EvaluationReport, SequenceSums, Shape, make_report
@@ -37,23 +38,27 @@ def evaluate(
     device: str = "auto",
     threads: int | None = None,
     on_progress: OnProgress | None = None,
+    elsewhere: RelayedExperts | None = None,
 ) -> EvaluationReport:
     """Evaluate a mixture folder on `text` files or on the held-out part of `corpus`.
 
-    `oracle` runs every expert on every sequence, for the ceiling of routing and its floor.
+    `elsewhere`: where experts that are not in the folder are asked. `oracle` runs every expert on
+    every sequence, for the ceiling of routing and its floor.
 
     Raises:
         MixtureError: the folder is no usable mixture.
         DataError: the text is unreadable, too short or another tokenizer's.
+        PeerError, WorldError: an expert elsewhere does not answer.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    mixture = Mixture.load(mixture_folder, choose_device(device))
+    federated = elsewhere is not None
+    mixture = Mixture.load(mixture_folder, choose_device(device), federated=federated)
     if corpus is not None:
         heldout = heldout_of_corpus(corpus, mixture.tokenizer_sha256)
     else:
         heldout = heldout_of_text(text, mixture.tokenizer_folder, mixture.sequence_tokens)
-    return evaluate_loaded(mixture, heldout, dense, oracle, on_progress)
+    return evaluate_loaded(mixture, heldout, dense, oracle, on_progress, elsewhere)
 
 
 def evaluate_loaded(
@@ -62,6 +67,7 @@ def evaluate_loaded(
     dense: Path | None = None,
     oracle: bool = False,
     on_progress: OnProgress | None = None,
+    elsewhere: RelayedExperts | None = None,
 ) -> EvaluationReport:
     """The same for a loaded mixture and held-out sequences at hand."""
     shape = Shape(heldout.sequence_tokens, mixture.prefix_tokens)
@@ -83,8 +89,11 @@ def evaluate_loaded(
         if not len(here):
             continue
         progress.tell(f"expert {expert}")
-        sums = _sums(mixture.expert(expert), heldout.sequences, here, mixture)
-        mixture.forget(expert)  # large experts need not stand in memory side by side
+        if elsewhere is not None and expert not in mixture.here:
+            sums = relayed_sums(elsewhere, expert, heldout, here, mixture.prefix_tokens)
+        else:
+            sums = _sums(mixture.expert(expert), heldout.sequences, here, mixture)
+            mixture.forget(expert)  # large experts need not stand in memory side by side
         mine = np.flatnonzero(experts_N[here] == expert)
         prefix_N[here[mine]], suffix_N[here[mine]] = (
             sums.prefix_nll_N[mine],

@@ -1,11 +1,14 @@
 """The finished mixture as a folder, out of state and blobs; no torch.
 
 Made beside and renamed, so that it is there whole or not at all. Experts that stayed on
-their nodes are listed, without weights. Blobs are linked where the file system allows.
+their nodes are listed, without weights; of those that were withdrawn there is neither weights
+nor router, also where they left a mixture that was there. Blobs are linked where the file
+system allows.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -29,10 +32,14 @@ from smalltalk_fed.host.status import evaluation, routing_rounds, shard_figures
 from smalltalk_fed.mixture.package import (
     WEIGHTS_FILE,
     ExpertEntry,
+    MixtureError,
     MixtureManifest,
     RouterEntry,
     write_mixture_manifest,
 )
+from smalltalk_fed.mixture.withdrawing import GONE, take_out
+
+log = logging.getLogger("smalltalk.host")
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,16 @@ class _Source:
 def assemble_mixture(folder: RunFolder, state: HardState, blobs: BlobStore) -> bool:
     """Make `folder.mixture` if the run is finished; False if it is there or not finished.
 
+    From one that is there the experts are removed that were withdrawn since.
+
     Raises:
         DamagedBlob: a part of it is damaged or gone.
         WorldError: the disk refuses. Either way nothing half made is left.
     """
-    if state.phase is not Phase.FINISHED or folder.mixture.exists():
+    if state.phase is not Phase.FINISHED:
+        return False
+    if folder.mixture.exists():
+        _take_out_withdrawn(folder, state)
         return False
     source = _Source(folder, state, blobs)
     making = folder.path / ".mixture.making"
@@ -71,20 +83,36 @@ def assemble_mixture(folder: RunFolder, state: HardState, blobs: BlobStore) -> b
     return True
 
 
+def _take_out_withdrawn(folder: RunFolder, state: HardState) -> None:
+    """A mixture that somebody changed so that it can't be read stops no run."""
+    if not state.withdrawn:
+        return
+    try:
+        take_out(folder.mixture, {e: gone.reason for e, gone in state.withdrawn.items()})
+    except MixtureError as error:
+        experts = ", ".join(map(str, sorted(state.withdrawn)))
+        log.error("remove what was withdrawn (%s) from the mixture by hand: %s", experts, error)
+
+
 def _routers(source: _Source, making: Path) -> tuple[RouterEntry, ...]:
     entries = []
     for index, ref in enumerate(final_routers(source.state)):
         name = f"routers/{index}.safetensors"
+        if index in source.state.withdrawn:
+            entries.append(RouterEntry(file=name, sha256=""))
+            continue
         _place(source.blobs, ref.digest, making / name)
         entries.append(RouterEntry(file=name, sha256=ref.digest))
     return tuple(entries)
 
 
 def _expert(source: _Source, making: Path, index: int) -> ExpertEntry:
-    state = source.state
+    state, name = source.state, f"experts/{index}"
+    if index in state.withdrawn:
+        why = state.withdrawn[index].reason
+        return ExpertEntry(index=index, folder=name, enabled=False, withdrawn=why or GONE)
     accepted = state.finished[UnitKey(UnitKind.TRAIN_EXPERT, index).unit_id]
     outputs = {ref.name: ref for ref in accepted.outputs}
-    name = f"experts/{index}"
     if outputs:
         target = making / name
         target.mkdir()
@@ -98,7 +126,7 @@ def _expert(source: _Source, making: Path, index: int) -> ExpertEntry:
     return ExpertEntry(
         index=index,
         folder=name,
-        enabled=bool(outputs),
+        share="operator" if outputs else "never",
         sha256=outputs["weights"].digest if outputs else "",
         parameters=shape.parameters(state.manifest.vocabulary),
         trained_by=accepted.node_id,

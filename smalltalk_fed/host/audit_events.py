@@ -29,6 +29,7 @@ from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.phases import Trigger
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import BlobRef, UnitKey, UnitKind
+from smalltalk_fed.core.withdrawal_book import is_over
 from smalltalk_fed.errors import SmalltalkError
 from smalltalk_fed.host.audit_experts import ExpertParts
 from smalltalk_fed.host.audit_lists import (
@@ -80,6 +81,8 @@ class Trail:
                 self._collect(event)
             case ev.UnitRejected():
                 self._take_back(event.unit_id)
+            case ev.ExpertWithdrawn():
+                self._valid.pop(UnitKey(UnitKind.TRAIN_EXPERT, event.expert).unit_id, None)
             case ev.NodeQuarantined():
                 for unit_id in event.undone:
                     begun = self.state.contributors.get(unit_id, {}).get(event.node_id)
@@ -278,7 +281,8 @@ class Trail:
 
     def _undone(self, kind: UnitKind, index: int = 0) -> Iterator[str]:
         keys = (UnitKey(kind, expert, index) for expert in range(self.manifest.experts))
-        return (key.unit_id for key in keys if key.unit_id not in self._valid)
+        wanted = (key for key in keys if not is_over(self.state, key))
+        return (key.unit_id for key in wanted if key.unit_id not in self._valid)
 
     def _lists(self, refs: tuple[BlobRef, ...], check: str, where: str) -> list[Ids]:
         """The id lists, or none if one of them can't be used."""

@@ -13,6 +13,7 @@ from smalltalk_fed.core.handout import handed_out_from, unit
 from smalltalk_fed.core.results import brings
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import Result, UnitKey, UnitKind
+from smalltalk_fed.core.withdrawal_book import is_over
 from smalltalk_fed.errors import Malformed, Refused
 from smalltalk_fed.wire.signing import verify_result
 
@@ -53,6 +54,8 @@ def check_wanted(state: HardState, unit_id: str, name: str) -> None:
         Refused: the unit is not asked for.
     """
     key = UnitKey.parse(unit_id)
+    if is_over(state, key):
+        raise Refused(f"expert {key.expert} was withdrawn; nothing of it is taken")
     if name not in brings(state, key):
         raise Malformed(f"{unit_id} has no output '{name[:40]}'")
     if not state.in_phase(key) and not state.is_finished(key):

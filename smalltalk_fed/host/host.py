@@ -23,8 +23,9 @@ from typing import Any
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator, Ready
+from smalltalk_fed.core.events import ExpertWithdrawn
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.retention import needed_blobs
+from smalltalk_fed.core.retention import needed_blobs, withdrawn_blobs
 from smalltalk_fed.errors import DamagedBlob, OurError, PeerError, SmalltalkError, WorldError
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.checks import check_result
@@ -228,6 +229,8 @@ class Host:
             self._on_decision(decision)
         for digest in ready.released:
             self.blobs.drop(digest)
+        if any(isinstance(event, ExpertWithdrawn) for event in ready.events):
+            self._finished_seen = False  # the mixture is not what it should be any more
         for job in ready.jobs:
             self._spawn(self._run_job(job))
         if self.coordinator.state.phase is Phase.FINISHED and not self._finished_seen:
@@ -239,9 +242,16 @@ class Host:
                 self.blob_lost(error.digest)
 
     def _check_blobs(self) -> None:
-        """Find what the run needs and what went from the disk while nobody served."""
-        for digest in self.blobs.lost(needed_blobs(self.coordinator.state).values()):
+        """Find what the run needs and what went from the disk while nobody served.
+
+        What was withdrawn is gone even if the process before died right after it was journaled.
+        """
+        needed = needed_blobs(self.coordinator.state)
+        for digest in self.blobs.lost(needed.values()):
             self.blob_lost(digest)
+        for digest in withdrawn_blobs(self.coordinator.state):
+            if digest not in needed:
+                self.blobs.drop(digest)
 
     def _lost(self, lost: LostBlob, now: float) -> Ready:
         state, digest = self.coordinator.state, lost.digest

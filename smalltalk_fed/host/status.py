@@ -61,6 +61,10 @@ def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "experts_done": experts_done(state),
         "evaluation": evaluation(state),
         **private_status(coordinator, now),
+        "withdrawn": [
+            {"at": e.at, "expert": e.expert, "node_id": e.node_id, "by": e.by, "reason": e.reason}
+            for _, e in sorted(state.withdrawn.items())
+        ],
         "failures": {
             key.unit_id: [{"node_id": node, "reason": reason} for node, reason in failures]
             for key, failures in leases.failures.items()
@@ -168,13 +172,19 @@ def experts_done(state: HardState) -> list[dict[str, Any]]:
 
 
 def evaluation(state: HardState) -> dict[str, Any] | None:
-    """The mixture's held-out perplexity out of the `evaluate` units, once all are in."""
+    """The mixture's held-out perplexity out of the `evaluate` units, once all are in.
+
+    Of an expert that was withdrawn there are no figures (None), and the text that the routers
+    gave it is in no sum.
+    """
     if is_private(state.manifest):
         return silos_evaluation(state)
     if state.phase is not Phase.FINISHED or not state.manifest.heldout_sequences:
         return None
-    rows = [
-        state.finished[UnitKey(UnitKind.EVALUATE, expert).unit_id].figures
+    found = [
+        state.finished.get(UnitKey(UnitKind.EVALUATE, expert).unit_id)
         for expert in range(state.experts)
     ]
-    return {**perplexities(rows), "experts": [dict(row) for row in rows]}
+    rows = [accepted.figures for accepted in found if accepted]
+    experts = [dict(accepted.figures) if accepted else None for accepted in found]
+    return {**perplexities(rows), "experts": experts}

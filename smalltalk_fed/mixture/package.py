@@ -6,8 +6,10 @@
 Rules: paths are plain names below the folder, symbolic links are refused; tokenizer and
 routers must have the digests that the manifest names, or the mixture is refused, since with
 other ones it would route wrongly and not say so. An expert may be missing or disabled:
-routing chooses among those that are there. Experts' weights are large and checked on
-request (`verify_experts`). Loading models is `smalltalk_fed.evaluate`'s part.
+routing chooses among those that are there. One that stayed with its owner's node has an entry
+and a router: who can ask that node (`elsewhere`) chooses among those as well. One that was
+withdrawn has neither weights nor router, and is never chosen. Experts' weights are large and
+checked on request (`verify_experts`). Loading models is `smalltalk_fed.evaluate`'s part.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ MANIFEST_FILE = "mixture.json"
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
 WEIGHTS_FILE = "model.safetensors"
 MAX_MANIFEST_BYTES = 16 << 20
+MAX_REASON_CHARS = 500
 _SHA256 = r"^[0-9a-f]{64}$"
 _ROUTER_FILE = r"^routers/[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _EXPERT_FOLDER = r"^experts/[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -46,17 +49,23 @@ class RouterEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str = Field(pattern=_ROUTER_FILE)
-    sha256: str = Field(pattern=_SHA256)
+    sha256: str = Field(pattern=r"^([0-9a-f]{64})?$")  # empty: the expert was withdrawn
 
 
 class ExpertEntry(BaseModel):
-    """One expert; `sha256` is that of its weights, empty if they never left their node."""
+    """One expert; `sha256` is that of its weights, empty if they never left their node.
+
+    `share`: whom its owner lets have the weights: nobody, the run's operator, everybody.
+    `withdrawn`: why it left the mixture for good; empty if it did not.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     index: int = Field(ge=0)
     folder: str = Field(pattern=_EXPERT_FOLDER)
     enabled: bool = True
+    share: Literal["never", "operator", "public"] = "operator"
+    withdrawn: str = Field(default="", max_length=MAX_REASON_CHARS)
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     parameters: int = Field(default=0, ge=0)
     trained_by: str = ""  # node id
@@ -95,6 +104,12 @@ class MixtureManifest(BaseModel):
             )
         if [expert.index for expert in self.experts] != list(range(count)):
             raise ValueError("experts must be listed by index from 0 on")
+        for router, expert in zip(self.routers, self.experts, strict=True):
+            if bool(router.sha256) == bool(expert.withdrawn):
+                raise ValueError(
+                    f"router {expert.index} must have a digest, or its expert be withdrawn; "
+                    "not both"
+                )
         if self.prefix_tokens > self.sequence_tokens:
             raise ValueError(
                 f"a prefix of {self.prefix_tokens} tokens is longer than a sequence of "
@@ -103,11 +118,31 @@ class MixtureManifest(BaseModel):
         return self
 
 
-def read_mixture(folder: Path) -> MixtureManifest:
+def read_mixture(folder: Path, *, elsewhere: bool = False) -> MixtureManifest:
     """Read and check a mixture's manifest, tokenizer and routers.
 
+    `elsewhere`: experts that stayed with their nodes can be asked there, so no weights are needed.
+
     Raises:
-        MixtureError: missing, of another version, damaged, or with paths or links that leave it.
+        MixtureError: missing, of another version, damaged, or with paths or links that leave it;
+            or nothing in it can answer.
+    """
+    manifest = read_manifest(folder)
+    _check_file(folder, TOKENIZER_FILE, manifest.tokenizer_sha256, "tokenizer")
+    for number, router in enumerate(manifest.routers):
+        if router.sha256:
+            _check_file(folder, router.file, router.sha256, f"router {number}")
+    only_plain(folder / "tokenizer", MixtureError)
+    if not (present_experts(folder, manifest) or (elsewhere and known_experts(manifest))):
+        raise MixtureError(_nothing_there(folder, manifest))
+    return manifest
+
+
+def read_manifest(folder: Path) -> MixtureManifest:
+    """mixture.json alone; what lies beside it is not looked at.
+
+    Raises:
+        MixtureError: missing, of another version, or damaged.
     """
     path = plain(folder, MANIFEST_FILE, MixtureError)
     try:
@@ -131,15 +166,12 @@ def read_mixture(folder: Path) -> MixtureManifest:
         raise MixtureError(f"{path} can't be used: {where} {what}.") from None
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise MixtureError(f"{path} can't be read ({shown(str(error), 200)}).") from None
-    _check_file(folder, TOKENIZER_FILE, manifest.tokenizer_sha256, "tokenizer")
-    for number, router in enumerate(manifest.routers):
-        _check_file(folder, router.file, router.sha256, f"router {number}")
-    only_plain(folder / "tokenizer", MixtureError)
-    if not present_experts(folder, manifest):
-        raise MixtureError(
-            f"{folder} has no expert's weights; they were not collected, or were removed."
-        )
     return manifest
+
+
+def known_experts(manifest: MixtureManifest) -> list[int]:
+    """Return the indices of experts that may be chosen if their weights are at hand somewhere."""
+    return [e.index for e in manifest.experts if e.enabled and not e.withdrawn]
 
 
 def present_experts(folder: Path, manifest: MixtureManifest) -> list[int]:
@@ -147,7 +179,7 @@ def present_experts(folder: Path, manifest: MixtureManifest) -> list[int]:
     present = []
     for expert in manifest.experts:
         weights = plain(folder, f"{expert.folder}/{WEIGHTS_FILE}", MixtureError)
-        if expert.enabled and weights.is_file():
+        if expert.enabled and not expert.withdrawn and weights.is_file():
             only_plain(weights.parent, MixtureError)  # its configuration is read too
             present.append(expert.index)
     return present
@@ -180,6 +212,15 @@ def write_mixture_manifest(folder: Path, manifest: MixtureManifest) -> None:
         part.replace(folder / MANIFEST_FILE)
     except OSError as error:
         raise WorldError(f"{folder / MANIFEST_FILE} can't be written ({error.strerror}).") from None
+
+
+def _nothing_there(folder: Path, manifest: MixtureManifest) -> str:
+    if all(expert.withdrawn for expert in manifest.experts):
+        return f"all experts of {folder} were withdrawn by their owners; nothing is left of it."
+    return (
+        f"{folder} has no expert's weights; they were not collected, or were removed. Experts that "
+        "stayed with their nodes answer `smalltalk generate --federated --run RUN`."
+    )
 
 
 def _check_file(folder: Path, name: str, digest: str, what: str) -> None:

@@ -41,7 +41,7 @@ _KIND_OF_BLOB = {
     "tokenizer": "tokenizer",
 }
 # Lines that are no blobs. Whatever else a peer calls a thing is "other": names are not free.
-_OTHER_LINES = frozenset({"join", "exchange", "leave", "blob_state"}) | _DATA
+_OTHER_LINES = frozenset({"join", "exchange", "leave", "blob_state", "serve", "withdraw"}) | _DATA
 
 
 def kind_of(name: str, unit_id: str = "") -> str:

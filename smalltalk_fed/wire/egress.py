@@ -4,7 +4,8 @@ Rules: the rows come from the protobuf descriptors of the request messages, so t
 which is added to one shows up here, and a field without a description is an error (a test
 sees it first). Limits are those that the receiving end enforces (`values`); sizes of blobs
 come from the run's manifest. Nothing else leaves: replies only come in, and no request has
-room for text, gradients, activations or optimizer states.
+room for the corpus, gradients, activations or optimizer states. An expert's answers leave as
+token ids, where its owner serves it; an expert may repeat what it was trained on.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ CALLS: tuple[tuple[str, str, Descriptor], ...] = (
     ("GetBlob", "before a unit, for its inputs", pb.GetBlobRequest.DESCRIPTOR),
     ("Leave", "when the program is stopped, at the end of its hours, and when a run needs more "
      "than this machine's owner allows", pb.LeaveRequest.DESCRIPTOR),
+    ("Withdraw", "once, if its owner withdraws experts: `withdraw`",
+     pb.WithdrawRequest.DESCRIPTOR),
+    ("Serve", "only while its owner serves experts: `serve-experts`; what they answer to others' "
+     "prompts", pb.ServeUp.DESCRIPTOR),
 )  # fmt: skip
 
 _REASON = f"at most {values.MAX_REASON_CHARS} characters"
@@ -112,6 +117,21 @@ DESCRIPTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("GetBlobRequest", "name"): ("which input", _NAME),
     ("LeaveRequest", "incarnation"): ("as at Join", _COUNT),
     ("LeaveRequest", "reason"): ("why this node goes", _REASON),
+    ("WithdrawRequest", "experts"): ("numbers of the experts that are withdrawn", "2 bytes each"),
+    ("WithdrawRequest", "reason"): ("what its owner gives as the reason", _REASON),
+    ("ServeUp", "offer"): ("which experts may be asked", ""),
+    ("ServeUp", "completion"): ("an expert's answer to a prompt", ""),
+    ("ServeUp", "losses"): ("how well an expert knows a text that whoever asks has sent", ""),
+    ("Losses", "number"): ("the text's number", _COUNT),
+    ("Losses", "prefix_nll"): ("sum of losses over the prefixes of all its rows", _NUMBER),
+    ("Losses", "suffix_nll"): ("sum of losses over the rest of all its rows", _NUMBER),
+    ("Offer", "experts"): ("numbers of this node's experts", "2 bytes each"),
+    ("Offer", "at_once"): ("prompts that are answered at a time", _COUNT),
+    ("Completion", "number"): ("the prompt's number", _COUNT),
+    ("Completion", "tokens"): (
+        "the answer's tokens: text that the expert wrote, which may repeat what it was trained on",
+        f"at most {values.MAX_ANSWER_TOKENS:,}, 1 to 4 bytes each"),
+    ("Completion", "problem"): ("why there is no answer; may name a path on this machine", _REASON),
 }  # fmt: skip
 
 # Output name -> (after which units, what it is, its size where no manifest is at hand).

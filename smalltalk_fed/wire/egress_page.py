@@ -14,8 +14,12 @@ INTRODUCTION = """# What can leave a node
 Made from the code by `make docs`: the rows come from the very messages that a node encodes, and
 a test fails when a message has a field that is not in here. This is all of it; a node sends
 nothing to anybody but the coordinator of its join token, at that token's addresses and those that
-the coordinator has told since, and to that one only what follows. No text, no tokens of text, no
-gradients, no activations, no optimizer states.
+the coordinator has told since, and to that one only what follows. No text of the corpus, no tokens
+of it, no gradients, no activations, no optimizer states.
+
+One thing is words: what an expert answers to a prompt, and only while its owner lets it
+(`smalltalk-node serve-experts`). An expert is a language model of what it was trained on, and may
+repeat some of it to whoever asks.
 
 `smalltalk-node --explain-egress --dir DIR` prints the same with the limits of the run that the
 node has joined. `smalltalk-node run --record-egress FILE` writes down every message before it is
@@ -33,10 +37,11 @@ what it finds likely: docs/threat-model.md. Weights of experts leave only as far
 
 WORDS_IN_TEXTS = """## Fields that hold words
 
-`reason` of a failure is an error's sentence and may name a path on this machine, that of leaving
-may name its owner's limit; `software` are versions; `name` is what was given with `--name` (the
-host's name if nothing was). Everything else is numbers, digests, signatures, and names that this
-program itself fixes.
+`reason` of a failure is an error's sentence and may name a path on this machine, as may `problem`
+of an answer that could not be given; that of leaving may name its owner's limit, that of a
+withdrawal is what its owner gave; `software` are versions; `name` is what was given with `--name`
+(the host's name if nothing was). `tokens` of an answer stand for an expert's words. Everything
+else is numbers, digests, signatures, and names that this program itself fixes.
 
 ## Around the messages
 

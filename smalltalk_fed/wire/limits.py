@@ -62,6 +62,10 @@ DISK_RESERVE_BYTES = 256 * MIB  # of the disk stay free for the journal (5 % of 
 
 # -------------------------------------------------------------------------------------- queues
 INBOX_MAX = 16_384  # messages that wait for the core
+PROMPTS_WAITING_MAX = 32  # at one node that serves its experts, those that it has in hand included
+PROMPTS_WAITING_IN_ALL_MAX = 256
+ANSWER_S = 300.0  # until a prompt's answer is there, or its node is not asked any more
+SERVING_LOOK_S = 10.0  # how often a silent line is held against the certificate and the journal
 
 WAIT_KEY = "smalltalk-wait-ms"  # trailing metadata of a refusal for speed: when to ask again
 
@@ -107,10 +111,19 @@ class RunLimits:
         inputs = manifest.experts * (1 + silos) + 16  # every router, and experts that are public
         nodes = CallLimits(
             calls_burst=200.0 + 4 * inputs,
-            costs={"Join": COSTLY_CALL, "Leave": COSTLY_CALL},
+            costs={"Join": COSTLY_CALL, "Leave": COSTLY_CALL, "Withdraw": COSTLY_CALL},
             # A question replaces the one before; uploads that a broken line left here are
             # replaced, too.
-            in_flight={"Exchange": 2, "PutBlob": 3, "GetBlob": 1, "Join": 2, "Leave": 2},
+            in_flight={
+                "Exchange": 2,
+                "PutBlob": 3,
+                "GetBlob": 1,
+                "Join": 2,
+                "Leave": 2,
+                "Serve": 1,
+                "Generate": PROMPTS_WAITING_MAX,
+                "Measure": PROMPTS_WAITING_MAX,
+            },
             bytes_up=max(BYTES_LEAST, 2 * up),
             bytes_down=max(BYTES_LEAST, 2 * down),
         )

@@ -153,6 +153,10 @@ def _calls(run: RunLimits) -> list[Row]:
         ("calls under way", f"{at_a_time}, others {allowed.in_flight_else}",
          "the oldest ends: `UNAVAILABLE`"),
         ("messages that wait for the core", f"{limits.INBOX_MAX:,} of all", "`UNAVAILABLE`"),
+        ("prompts that wait for one node's experts", f"{limits.PROMPTS_WAITING_MAX}, of all nodes "
+         f"{limits.PROMPTS_WAITING_IN_ALL_MAX}", "`RESOURCE_EXHAUSTED`"),
+        ("until a prompt is answered", f"{limits.ANSWER_S:g} s", "`UNAVAILABLE`; the node is not "
+         "asked any more until it connects again"),
     ]  # fmt: skip
 
 
@@ -220,6 +224,8 @@ def _fields() -> list[Row]:
         ("inputs of a unit", f"{values.MAX_INPUTS:,}", large),
         ("the manifest", _bytes(values.MAX_MANIFEST_BYTES), large),
         ("units that a node gives back", f"{values.MAX_RELEASED}", large),
+        ("a prompt", f"{values.MAX_PROMPT_TOKENS:,} tokens", large),
+        ("its answer", f"{values.MAX_ANSWER_TOKENS:,} tokens", large),
         ("a count", f"{values.MAX_INTEGER:,}", large),
         ("a time", f"{values.MAX_SECONDS:g} s", odd),
         ("a digest, a key, a signature", f"{values.DIGEST_BYTES}, {values.KEY_BYTES}, "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from smalltalk_fed.config.manifest import MAX_VOCABULARY
 from smalltalk_fed.config.private import MAX_SEAT_EXPERTS
 from smalltalk_fed.config.run import MAX_EXPERTS
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKey
@@ -26,6 +27,8 @@ MAX_INPUTS = 2 * MAX_EXPERTS + 8  # every router, and every expert that is publi
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_RELEASED = 16
 MAX_ADDRESSES = 16
+MAX_PROMPT_TOKENS = 16_384  # 48 KiB on the wire with the largest usual vocabularies
+MAX_ANSWER_TOKENS = 4096
 MAX_INTEGER = 2**63 - 1
 MAX_SECONDS = 1e12  # far after any time that a run will see
 
@@ -79,6 +82,26 @@ def integer(value: int, what: str) -> int:
 def unit_id_text(value: str) -> str:
     """`value` if it is a work unit's id. Raises Malformed or TooLarge."""
     return UnitKey.parse(text(value, MAX_NAME_CHARS, "a work unit's id")).unit_id
+
+
+def expert_number(value: int) -> int:
+    """`value` if a run may have such an expert. Raises Malformed."""
+    if value >= MAX_EXPERTS:
+        raise Malformed(f"no run has an expert {value}")
+    return value
+
+
+def token_ids(values: Sequence[int], limit: int, what: str) -> tuple[int, ...]:
+    """`values` if they are at most `limit` and within any vocabulary.
+
+    Raises:
+        TooLarge, Malformed: they are not.
+    """
+    if len(values) > limit:
+        raise TooLarge(f"{what} has {len(values)} tokens; at most {limit} are allowed")
+    if any(value >= MAX_VOCABULARY for value in values):
+        raise Malformed(f"{what} has a token beyond any vocabulary")
+    return tuple(values)
 
 
 def addresses(found: Sequence[str], what: str) -> tuple[str, ...]:

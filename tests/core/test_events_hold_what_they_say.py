@@ -24,6 +24,7 @@ GOOD: list[ev.Event] = [
     ev.NodeRevoked(1.0, "n-1", "lost"),
     ev.SeatTaken(1.0, 2, "n-1", 900, 100, "c" * 64, "operator"),
     ev.PricesMoved(1.0, 1, 0, (0.5, -2), {"off_diagonal": 0.25}),
+    ev.ExpertWithdrawn(1.0, 2, "n-1", "owner", "ours again", ("ab" * 32,)),
 ]
 
 

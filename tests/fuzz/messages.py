@@ -31,6 +31,8 @@ from smalltalk_fed.errors import PeerError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import kind_of
 from smalltalk_fed.wire import convert, convert_admin
+from smalltalk_fed.wire import convert_measuring as measuring
+from smalltalk_fed.wire import convert_serving as serving
 from smalltalk_fed.wire.certificates import (
     CertificateAuthority,
     certificate_facts,
@@ -52,6 +54,8 @@ NOT_READ = {
     "StatusReply": "JSON that the coordinator made, shown to whoever has its folder",
 }
 
+TEXT = measuring.Text(1, (5, 6, 7, 8, 9, 10), 3, 2, 8)
+PROMPT = serving.Prompt(1, (5, 6, 299), 20, 0.8, 0.95, 3, 0, 7)
 Read = Callable[[Any], object]
 
 
@@ -178,6 +182,28 @@ def _requests() -> list[tuple[type[Message], Read, list[Message]]]:
             admin.revoke_from_proto,
             [pb.RevokeRequest(node_id="n-1", reason="lost")],
         ),
+        (
+            pb.WithdrawRequest,
+            functools.partial(serving.withdraw_from_proto, "n-1"),
+            [serving.withdraw_to_proto(msg.Withdraw((0, 2), "n-1", True, "ours again"))],
+        ),
+        (
+            pb.TakeOutRequest,
+            serving.take_out_from_proto,
+            [serving.take_out_to_proto(msg.Withdraw((), "n-1", False, "asked to"))],
+        ),
+        (
+            pb.ServeUp,
+            serving.serve_up_from_proto,
+            [
+                serving.offer_to_proto(serving.Offer((0, 3), 2)),
+                serving.answer_up(serving.Completion(7, (1, 2, 300))),
+                serving.answer_up(serving.Completion(8, problem="no memory")),
+                serving.answer_up(measuring.Losses(9, 3.5, 4.5)),
+            ],
+        ),
+        (pb.Prompt, serving.prompt_from_proto, [serving.prompt_to_proto(PROMPT)]),
+        (pb.Text, measuring.text_from_proto, [measuring.text_to_proto(TEXT)]),
         (pb.ReadmitRequest, admin.readmit_from_proto, [pb.ReadmitRequest(node_id="n-1")]),
         (pb.PauseRequest, admin.pause_from_proto, [pb.PauseRequest(reason="holiday")]),
     ]
@@ -214,6 +240,30 @@ def _replies() -> list[tuple[type[Message], Read, list[Message]]]:
             pb.BlobStateReply,
             lambda reply: min(int(reply.received), 10),
             [pb.BlobStateReply(received=5, complete=False)],
+        ),
+        (
+            pb.WithdrawReply,
+            serving.withdrawn_from_proto,
+            [pb.WithdrawReply(reason="expert 1 left the mixture")],
+        ),
+        (
+            pb.ServeDown,
+            serving.serve_down_from_proto,
+            [
+                serving.taken_to_proto("prompts follow"),
+                serving.asked_down(PROMPT),
+                serving.asked_down(TEXT),
+            ],
+        ),
+        (
+            pb.MeasureReply,
+            measuring.measured_from_proto,
+            [measuring.measured_to_proto(measuring.Measured("n-1", "box", 3.5, 4.5))],
+        ),
+        (
+            pb.GenerateReply,
+            serving.answered_from_proto,
+            [serving.answered_to_proto(serving.Answered("n-1", "box", (5, 6)))],
         ),
         (pb.LeaveReply, convert.left_from_proto, [pb.LeaveReply(released=["shard/3"])]),
         (pb.AdminReply, convert_admin.done_from_proto, [pb.AdminReply(reason="done")]),

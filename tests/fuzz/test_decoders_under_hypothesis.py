@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 
 from smalltalk_fed.errors import PeerError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
-from smalltalk_fed.wire import convert, convert_admin
+from smalltalk_fed.wire import convert, convert_admin, convert_measuring, convert_serving
 
 TABLE = every_decoder()
 EXAMPLES = 18
@@ -136,7 +136,7 @@ def test_every_message_of_the_protocol_is_in_the_table() -> None:
 
 def test_every_conversion_is_reached_by_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     reached = set()
-    modules = (convert, convert_admin)
+    modules = (convert, convert_admin, convert_measuring, convert_serving)
     names = {
         name
         for module in modules

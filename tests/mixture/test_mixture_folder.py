@@ -1,64 +1,23 @@
 """A mixture's folder: read back as written, and refused when it isn't what it says."""
 
-import hashlib
 import json
 
 import pytest
+from support.plain_mixture import manifest, write_folder
 
-from smalltalk_fed.config.shapes import PRESETS
 from smalltalk_fed.errors import UserError, WorldError
 from smalltalk_fed.mixture.package import (
-    ExpertEntry,
     MixtureError,
-    MixtureManifest,
-    RouterEntry,
     present_experts,
     read_mixture,
     verify_experts,
     write_mixture_manifest,
 )
 
-TOKENIZER, WEIGHTS = b'{"model": {}}', b"weights of expert %d"
-
-
-def digest(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-def put(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-def manifest():
-    return MixtureManifest(
-        run_id="run",
-        prefix_tokens=64,
-        sequence_tokens=256,
-        vocabulary=1024,
-        tokenizer_sha256=digest(TOKENIZER),
-        router_shape=PRESETS["router-mini"],
-        routers=tuple(
-            RouterEntry(file=f"routers/{e}.safetensors", sha256=digest(b"router %d" % e))
-            for e in range(3)
-        ),
-        experts=tuple(
-            ExpertEntry(index=e, folder=f"experts/{e}", sha256=digest(WEIGHTS % e), sequences=e)
-            for e in range(3)
-        ),
-        prices=(0.5, -0.25, -0.25),
-        provenance={"corpus": "abc"},
-        metrics={"suffix_ppl": 29.3},
-    )
-
 
 @pytest.fixture
 def folder(tmp_path):
-    put(tmp_path / "tokenizer/tokenizer.json", TOKENIZER)
-    for e in range(3):
-        put(tmp_path / f"routers/{e}.safetensors", b"router %d" % e)
-        put(tmp_path / f"experts/{e}/model.safetensors", WEIGHTS % e)
-    write_mixture_manifest(tmp_path, manifest())
+    write_folder(tmp_path)
     return tmp_path
 
 

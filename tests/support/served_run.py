@@ -200,6 +200,7 @@ def outcome(channel: grpc.Channel, method: MethodDescriptor) -> tuple[str, str]:
         (False, False): channel.unary_unary,
         (True, False): channel.stream_unary,
         (False, True): channel.unary_stream,
+        (True, True): channel.stream_stream,
     }
     service = method.containing_service.full_name
     call = kinds[(method.client_streaming, method.server_streaming)](

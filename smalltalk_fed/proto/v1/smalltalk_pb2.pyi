@@ -264,6 +264,108 @@ class LeaveReply(_message.Message):
     released: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, released: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class WithdrawRequest(_message.Message):
+    __slots__ = ("experts", "reason")
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    experts: _containers.RepeatedScalarFieldContainer[int]
+    reason: str
+    def __init__(self, experts: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class WithdrawReply(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class ServeUp(_message.Message):
+    __slots__ = ("offer", "completion", "losses")
+    OFFER_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    offer: Offer
+    completion: Completion
+    losses: Losses
+    def __init__(self, offer: _Optional[_Union[Offer, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., losses: _Optional[_Union[Losses, _Mapping]] = ...) -> None: ...
+
+class ServeDown(_message.Message):
+    __slots__ = ("taken", "prompt", "text")
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    taken: Taken
+    prompt: Prompt
+    text: Text
+    def __init__(self, taken: _Optional[_Union[Taken, _Mapping]] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., text: _Optional[_Union[Text, _Mapping]] = ...) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("experts", "at_once")
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    AT_ONCE_FIELD_NUMBER: _ClassVar[int]
+    experts: _containers.RepeatedScalarFieldContainer[int]
+    at_once: int
+    def __init__(self, experts: _Optional[_Iterable[int]] = ..., at_once: _Optional[int] = ...) -> None: ...
+
+class Taken(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Prompt(_message.Message):
+    __slots__ = ("number", "expert", "tokens", "tokens_max", "temperature", "top_p", "seed", "end")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_MAX_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    expert: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    tokens_max: int
+    temperature: float
+    top_p: float
+    seed: int
+    end: int
+    def __init__(self, number: _Optional[int] = ..., expert: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., tokens_max: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
+class Completion(_message.Message):
+    __slots__ = ("number", "tokens", "problem")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    problem: str
+    def __init__(self, number: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class Text(_message.Message):
+    __slots__ = ("number", "expert", "tokens", "sequence_tokens", "prefix_tokens")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    expert: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    sequence_tokens: int
+    prefix_tokens: int
+    def __init__(self, number: _Optional[int] = ..., expert: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., sequence_tokens: _Optional[int] = ..., prefix_tokens: _Optional[int] = ...) -> None: ...
+
+class Losses(_message.Message):
+    __slots__ = ("number", "prefix_nll", "suffix_nll")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_NLL_FIELD_NUMBER: _ClassVar[int]
+    SUFFIX_NLL_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    prefix_nll: float
+    suffix_nll: float
+    def __init__(self, number: _Optional[int] = ..., prefix_nll: _Optional[float] = ..., suffix_nll: _Optional[float] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -315,6 +417,38 @@ class PauseRequest(_message.Message):
 class ResumeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class TakeOutRequest(_message.Message):
+    __slots__ = ("experts", "node_id", "reason")
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    experts: _containers.RepeatedScalarFieldContainer[int]
+    node_id: str
+    reason: str
+    def __init__(self, experts: _Optional[_Iterable[int]] = ..., node_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class MeasureReply(_message.Message):
+    __slots__ = ("node_id", "node_name", "prefix_nll", "suffix_nll")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_NAME_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_NLL_FIELD_NUMBER: _ClassVar[int]
+    SUFFIX_NLL_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    node_name: str
+    prefix_nll: float
+    suffix_nll: float
+    def __init__(self, node_id: _Optional[str] = ..., node_name: _Optional[str] = ..., prefix_nll: _Optional[float] = ..., suffix_nll: _Optional[float] = ...) -> None: ...
+
+class GenerateReply(_message.Message):
+    __slots__ = ("node_id", "node_name", "tokens")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    node_name: str
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, node_id: _Optional[str] = ..., node_name: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AdminReply(_message.Message):
     __slots__ = ("reason",)

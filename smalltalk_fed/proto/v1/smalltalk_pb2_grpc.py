@@ -231,6 +231,16 @@ class RunStub(object):
                 request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.LeaveRequest.SerializeToString,
                 response_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.LeaveReply.FromString,
                 _registered_method=True)
+        self.Withdraw = channel.unary_unary(
+                '/smalltalk.v1.Run/Withdraw',
+                request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.WithdrawRequest.SerializeToString,
+                response_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.WithdrawReply.FromString,
+                _registered_method=True)
+        self.Serve = channel.stream_stream(
+                '/smalltalk.v1.Run/Serve',
+                request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ServeUp.SerializeToString,
+                response_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ServeDown.FromString,
+                _registered_method=True)
 
 
 class RunServicer(object):
@@ -275,6 +285,20 @@ class RunServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Withdraw(self, request, context):
+        """The owner takes its experts out of the mixture.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Serve(self, request_iterator, context):
+        """The node's experts answer prompts over the node's own connection, while its owner serves them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -307,6 +331,16 @@ def add_RunServicer_to_server(servicer, server):
                     servicer.Leave,
                     request_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.LeaveRequest.FromString,
                     response_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.LeaveReply.SerializeToString,
+            ),
+            'Withdraw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Withdraw,
+                    request_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.WithdrawRequest.FromString,
+                    response_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.WithdrawReply.SerializeToString,
+            ),
+            'Serve': grpc.stream_stream_rpc_method_handler(
+                    servicer.Serve,
+                    request_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ServeUp.FromString,
+                    response_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ServeDown.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -483,6 +517,60 @@ class Run(object):
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Withdraw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smalltalk.v1.Run/Withdraw',
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.WithdrawRequest.SerializeToString,
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.WithdrawReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Serve(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/smalltalk.v1.Run/Serve',
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ServeUp.SerializeToString,
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ServeDown.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class AdminStub(object):
     """--------------------------------------------------------- the operator, on the run's port
@@ -528,6 +616,21 @@ class AdminStub(object):
                 '/smalltalk.v1.Admin/Resume',
                 request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.FromString,
+                _registered_method=True)
+        self.TakeOut = channel.unary_unary(
+                '/smalltalk.v1.Admin/TakeOut',
+                request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.TakeOutRequest.SerializeToString,
+                response_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.FromString,
+                _registered_method=True)
+        self.Generate = channel.unary_unary(
+                '/smalltalk.v1.Admin/Generate',
+                request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Prompt.SerializeToString,
+                response_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.GenerateReply.FromString,
+                _registered_method=True)
+        self.Measure = channel.unary_unary(
+                '/smalltalk.v1.Admin/Measure',
+                request_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Text.SerializeToString,
+                response_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.MeasureReply.FromString,
                 _registered_method=True)
 
 
@@ -577,6 +680,25 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeOut(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Generate(self, request, context):
+        """Let the node that has an expert answer a prompt, or measure a text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Measure(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -614,6 +736,21 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ResumeRequest.FromString,
                     response_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.SerializeToString,
+            ),
+            'TakeOut': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeOut,
+                    request_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.TakeOutRequest.FromString,
+                    response_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.SerializeToString,
+            ),
+            'Generate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Prompt.FromString,
+                    response_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.GenerateReply.SerializeToString,
+            ),
+            'Measure': grpc.unary_unary_rpc_method_handler(
+                    servicer.Measure,
+                    request_deserializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Text.FromString,
+                    response_serializer=smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.MeasureReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -806,6 +943,87 @@ class Admin(object):
             '/smalltalk.v1.Admin/Resume',
             smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.ResumeRequest.SerializeToString,
             smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeOut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smalltalk.v1.Admin/TakeOut',
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.TakeOutRequest.SerializeToString,
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.AdminReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smalltalk.v1.Admin/Generate',
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Prompt.SerializeToString,
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.GenerateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Measure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smalltalk.v1.Admin/Measure',
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.Text.SerializeToString,
+            smalltalk__fed_dot_proto_dot_v1_dot_smalltalk__pb2.MeasureReply.FromString,
             options,
             channel_credentials,
             insecure,
