@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from smalltalk_fed.wire.certificates import CertificateAuthority, key_to_pem, ma
 from smalltalk_fed.wire.secret_files import private_folder, write_secret
 
 START_S = 90.0
+LOOK_EVERY_S = 20.0
 LINK = "here"  # the connection's name in Flower's configuration
 
 
@@ -113,20 +115,29 @@ class Federation:
         said = self.children.run("flwr-run", command, watch=self._watched())
         return str(_last_object(said)["run-id"])
 
-    def wait(self, run_id: str, limit_s: float) -> dict[str, Any]:
+    def wait(
+        self, run_id: str, limit_s: float, over: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
         """Until Flower says that the run is over; returns its line of `flwr ls`.
+
+        That costs a second of processor time, so it is asked rarely, unless `over` says so.
 
         Raises:
             WorldError: a program ended, or it takes longer than `limit_s`.
         """
-        end = time.monotonic() + limit_s
+        began = looked_at = time.monotonic()
         while True:
+            self.children.check()
+            time.sleep(0.5)
+            now = time.monotonic()
+            if not over() and now - looked_at < LOOK_EVERY_S:
+                continue
+            looked_at = now
             line = self.look(run_id)
             if str(line["status"]).startswith("finished"):
                 return line
-            if time.monotonic() > end:
+            if now - began > limit_s:
                 raise WorldError(f"the Flower run {run_id} did not end within {limit_s:.0f} s.")
-            time.sleep(2.0)
 
     def look(self, run_id: str) -> dict[str, Any]:
         """The run's line of `flwr ls`."""

@@ -81,13 +81,14 @@ def demo_flower(
             config=str(folder.config.absolute()),
         )
         console.print(f"Flower run {run_id} is under way ...")
-        line = federation.wait(run_id, RUN_LIMIT_S)
+        mixture = folder.coordinator / "mixture"
+        line = federation.wait(run_id, RUN_LIMIT_S, mixture.exists)
         (folder.logs / "flower-run.log").write_text(federation.log(run_id), encoding="utf-8")
         if line["status"] != "finished:completed":
             raise WorldError(
                 f"the Flower run ended as {line['status']}.{tail(folder.logs / 'flower-run.log')}"
             )
-    shutil.copytree(folder.coordinator / "mixture", folder.mixture)
+    shutil.copytree(mixture, folder.mixture)
     history = json.loads((folder.coordinator / "flower-history.json").read_text())
     (folder.path / "flower-history.json").write_text(json.dumps(history, indent=1) + "\n")
     folder.remove_work()

@@ -27,7 +27,7 @@ NODES = 4
 TABLES: dict[str, dict[str, object]] = {
     "audit": {"rate": 0.0},
     "run": {"nodes_to_start": NODES, "lease_s": 10.0},
-    "expert": {"steps": 2500},
+    "expert": {"steps": 1000},
 }
 
 
@@ -59,7 +59,7 @@ def submit(federation: Federation, corpus: TokenCorpus, tmp_path: Path) -> Calla
 @pytest.fixture
 def native(corpus: TokenCorpus, tmp_path: Path) -> dict[str, object]:
     folder = make_run_folder(tmp_path / "native", corpus, **TABLES)
-    finish_run(folder, corpus)
+    finish_run(folder, corpus, ("a", "b", "c", "d"))
     return what_came(folder)
 
 
@@ -106,12 +106,13 @@ def test_a_run_over_four_supernodes_is_the_native_one_whatever_is_killed(
     wait_for(lambda: len(done(run)) >= 2)
     for pid in pids("flwr-serverapp", port):
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: str(federation.look(first)["status"]).startswith("finished"))
+    killed = federation.wait(first, 200.0)
+    assert killed["status"] == "finished:failed"
     before = len(done(run))
     second = submit()
     wait_for(lambda: len(done(run)) > before)
     federation.children.end(federation.supernodes[0])
-    line = federation.wait(second, 600.0)
+    line = federation.wait(second, 600.0, (run / "mixture").exists)
     assert line["status"] == "finished:completed", federation.log(second)
     folder = RunFolder.open(run)
     assert what_came(folder) == native

@@ -34,7 +34,7 @@ def test_the_simulation_engine_gives_the_same_run(corpus: TokenCorpus, tmp_path:
             corpus=str(corpus.folder),
             config=str(tmp_path / "run.toml"),
         )
-        line = federation.wait(run_id, 180.0)
+        line = federation.wait(run_id, 180.0, (tmp_path / "run" / "mixture").exists)
         said = federation.log(run_id)
     assert line["status"] == "finished:completed", said
     assert "round 2 of 2: router loss" in said
