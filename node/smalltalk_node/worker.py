@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
 from smalltalk_fed.errors import Refused, SmalltalkError, WorldError
 from smalltalk_fed.wire.signing import SigningKey, sign_result
@@ -177,7 +178,7 @@ class Worker:
                 outcome = Failed(unit_id, reason, WorldError(reason))
             except Exception as error:  # a bug, or a device out of memory: others may manage
                 log.exception("unit failed", extra={"facts": {"unit": unit_id}})
-                outcome = Failed(unit_id, f"{type(error).__name__}: {error}")
+                outcome = Failed(unit_id, self._unexpected(error))
             with self._lock:
                 self._progress = None
                 wanted = self._wanted.get(unit_id) is task
@@ -185,6 +186,13 @@ class Worker:
                     del self._wanted[unit_id]
                     self._outcomes.append(outcome)
             self._wake()
+
+    def _unexpected(self, error: Exception) -> str:
+        """What is said of an error that is not ours; of a silo's nothing that might quote text."""
+        name = type(error).__name__
+        if is_private(self._place.manifest):
+            return f"{name}; its words are in this node's log"
+        return f"{name}: {error}"
 
     def _do(self, task: _Task) -> Result:
         from smalltalk_fed.train.plan import Stopped
