@@ -77,7 +77,11 @@ def routing(manifest: RunManifest, silos: list[Silo], keep: Path) -> PrivateOrac
     file = keep / f"routing-{key.hexdigest()[:24]}.npz"
     if not file.exists():
         began = time.monotonic()
-        _save(run_private_em(manifest, silos), file)
+
+        def tell(exchange: Exchange) -> None:
+            note(f"exchange {exchange.block}/{exchange.index}: {exchange.figures}")
+
+        _save(run_private_em(manifest, silos, on_exchange=tell), file)
         note(f"routing: {time.monotonic() - began:.0f} s")
     return _load(file, manifest.experts)
 
@@ -143,17 +147,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     by_N = {
         "mixture": experts_ExN[winner_N, every_N],
         "unpriced": experts_ExN[route(scores_NxE), every_N],
-        "dense": models.dense(DENSE_BATCH_EXPERTS)[1],
-        "fedavg": models.fedavg(args.fedavg_rounds)[1],
         "random": experts_ExN.mean(axis=0),
         "oracle": experts_ExN.min(axis=0),
     }
+    if "dense" not in args.without:
+        by_N["dense"] = models.dense(DENSE_BATCH_EXPERTS)[1]
+    if "fedavg" not in args.without:
+        by_N["fedavg"] = models.fedavg(args.fedavg_rounds)[1]
     tokens = manifest.config.sequence.length - manifest.config.sequence.prefix
     rows, total = [], sum(len(silo.train) for silo in silos)
     for seat, silo in enumerate(silos):
         experts = seats[seat]
         alone_N = experts_ExN[experts[0]]
-        if len(experts) > 1:
+        if len(experts) > 1 and "alone" not in args.without:
             alone_N = models.alone(seat, float(oracle.share_E[list(experts)].sum()))[1]
         nats = {name: float(x_N[silo.judged].mean()) / tokens for name, x_N in by_N.items()}
         nats["alone"] = float(alone_N[silo.judged].mean()) / tokens
@@ -212,26 +218,26 @@ COLUMNS = ("mixture", "alone", "dense", "fedavg", "random", "oracle")
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown: suffix perplexity."""
+    columns = [name for name in COLUMNS if name in result["by_size"]]
     lines = [
         f"| split {result['split']}, seed {result['seed']} | sequences | at home | "
-        + " | ".join(COLUMNS)
+        + " | ".join(columns)
         + " |",
-        "|---" * (3 + len(COLUMNS)) + "|",
+        "|---" * (3 + len(columns)) + "|",
     ]
     for row in result["silos"]:
-        figures = " | ".join(f"{np.exp(row['nats'][name]):.1f}" for name in COLUMNS)
+        figures = " | ".join(f"{np.exp(row['nats'][name]):.1f}" for name in columns)
         lines.append(f"| {row['silo']} | {row['train']} | {row['home']:.0%} | {figures} |")
     for name, what in (("by_size", "all, by size"), ("by_sequence", "all, by sequence")):
-        figures = " | ".join(f"{np.exp(result[name][column]):.2f}" for column in COLUMNS)
+        figures = " | ".join(f"{np.exp(result[name][column]):.2f}" for column in columns)
         lines.append(f"| {what} | | | {figures} |")
     over = result["by_size"]
-    lines.append(
-        "mixture against oracle "
-        f"{np.exp(over['mixture'] - over['oracle']):.3f}, dense "
-        f"{np.exp(over['mixture'] - over['dense']):.3f}, fedavg "
-        f"{np.exp(over['mixture'] - over['fedavg']):.3f}; without prices "
-        f"{np.exp(over['unpriced'] - over['oracle']):.3f} of oracle"
-    )
+    ratios = [
+        f"{np.exp(over['mixture'] - over[name]):.3f} of {name}"
+        for name in ("oracle", "unpriced", "dense", "fedavg")
+        if name in over
+    ]
+    lines.append("mixture, all text by size: " + ", ".join(ratios))
     return "\n".join(lines)
 
 
@@ -246,6 +252,9 @@ def main() -> None:
     parser.add_argument("--fedavg-rounds", type=int, default=20)
     parser.add_argument("--keep", type=Path, default=Path("private-benchmark"))
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
+    parser.add_argument(
+        "--without", action="append", default=[], choices=("dense", "fedavg", "alone")
+    )
     parser.add_argument("--tag", default="", help="goes into the names of the results")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path, metavar="PNG")

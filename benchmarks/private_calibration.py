@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from smalltalk_fed.mixture.assignment import route
-from smalltalk_fed.mixture.silo_prices import move_prices, withhold
+from smalltalk_fed.mixture.silo_prices import expert_shares, move_prices, withhold
 
 
 class World:
@@ -62,6 +62,23 @@ class World:
             prices_E, _ = move_prices(
                 prices_E, np.stack(rows), self.seats, self.train_K, step / (1 + decay * index)
             )
+        return prices_E
+
+    def relative(self, step: float, rounds: int, floor: int, decay: float = 0.0) -> np.ndarray:
+        """Errors relative to an expert's own share, so that small silos' prices move as fast."""
+        prices_E = np.zeros(self.experts)
+        share_E = expert_shares(self.seats, self.train_K)
+        for index in range(rounds):
+            rows = [
+                withhold(
+                    np.bincount(route(self.scores_NxE[ids], prices_E), minlength=self.experts),
+                    floor,
+                )
+                for ids in self.counted
+            ]
+            moved_E, _ = move_prices(prices_E, np.stack(rows), self.seats, self.train_K, 1.0)
+            error_E = np.clip((moved_E - prices_E) / share_E, -1, 1)
+            prices_E = prices_E + step / (1 + decay * index) * error_E
         return prices_E
 
     def own_of(self, expert: int) -> np.ndarray:
@@ -149,6 +166,11 @@ def ways(world: World) -> dict[str, Callable[[], np.ndarray]]:
     found["ascent 20 x 14, no floor"] = lambda: world.ascent(20.0, 14, 1)
     found["ascent 80 x 14, falling"] = lambda: world.ascent(80.0, 14, world.floor, 0.5)
     found["ascent 20 x 100, falling, no floor"] = lambda: world.ascent(20.0, 100, 1, 0.05)
+    for step in (2.0, 4.0, 8.0):
+        found[f"relative {step:g} x 14"] = lambda s=step: world.relative(s, 14, world.floor)
+        found[f"relative {step:g} x 14, falling"] = lambda s=step: world.relative(
+            s, 14, world.floor, 0.3
+        )
     found["best prices"] = world.best
     return found
 

@@ -136,5 +136,6 @@ def test_a_router_that_takes_others_text_gets_a_price(silos):
     manifest = private_run(2, private={"price_rounds": 12, "price_step": 4.0, "count_floor": 1})
     oracle = run_private_em(manifest, [silos[0], small])
     errors = [x.figures["share_error"] for x in oracle.exchanges]
-    assert min(errors[-3:]) <= errors[0]
+    assert errors[-1] < errors[0] / 2
+    assert oracle.prices_E[1] < oracle.prices_E[0]
     assert oracle.share_E.tolist() == [48 / 54, 6 / 54]
