@@ -172,7 +172,7 @@ class Worker:
             except Dropped:
                 log.info("dropped", extra={"facts": {"unit": unit_id}})
             except Exception as error:
-                outcome = Failed(unit_id, *why_not(unit_id, error))
+                outcome = Failed(unit_id, *why_not(self._place.manifest, unit_id, error))
             with self._lock:
                 self._progress = None
                 wanted = self._wanted.get(unit_id) is task
@@ -180,6 +180,13 @@ class Worker:
                     del self._wanted[unit_id]
                     self._outcomes.append(outcome)
             self._wake()
+
+    def _unexpected(self, error: Exception) -> str:
+        """What is said of an error that is not ours; of a silo's nothing that might quote text."""
+        name = type(error).__name__
+        if is_private(self._place.manifest):
+            return f"{name}; its words are in this node's log"
+        return f"{name}: {error}"
 
     def _do(self, task: _Task) -> Result:
         from smalltalk_fed.train.plan import Stopped

@@ -213,7 +213,7 @@ class Turn:
         return Report(said, {result.outputs[0].digest: data}, missing, figures=self._figures)
 
     def _failed(self, error: Exception) -> Report:
-        reason, _ = why_not(self.unit.unit_id, error)
+        reason, _ = why_not(self.place.manifest, self.unit.unit_id, error)
         log.warning("can't be done here: %s", reason, extra={"facts": {"unit": self.unit.unit_id}})
         return Report(self._exchange(failed=msg.Failure(self.unit.unit_id, reason)))
 

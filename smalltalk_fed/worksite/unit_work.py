@@ -12,6 +12,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKind
 from smalltalk_fed.errors import Refused, SmalltalkError, WorldError
 from smalltalk_fed.wire.signing import SigningKey, sign_result
@@ -64,8 +66,13 @@ def outputs_named(unit: Unit, done: Done, cache: BlobCache) -> list[tuple[BlobRe
     return outputs
 
 
-def why_not(unit_id: str, error: Exception) -> tuple[str, WorldError | None]:
-    """What an error that ended a unit means: a sentence, and this machine's trouble if it was."""
+def why_not(
+    manifest: RunManifest, unit_id: str, error: Exception
+) -> tuple[str, WorldError | None]:
+    """What an error that ended a unit means: a sentence, and this machine's trouble if it was.
+
+    Of an error that is not ours a silo says nothing that might quote its text.
+    """
     match error:
         case WorldError():
             return str(error), error
@@ -77,7 +84,10 @@ def why_not(unit_id: str, error: Exception) -> tuple[str, WorldError | None]:
             return reason, WorldError(reason)
         case _:  # a bug, or a device out of memory: others may manage
             log.error("unit failed", exc_info=error, extra={"facts": {"unit": unit_id}})
-            return f"{type(error).__name__}: {error}", None
+            name = type(error).__name__
+            if is_private(manifest):
+                return f"{name}; its words are in this node's log", None
+            return f"{name}: {error}", None
 
 
 @dataclass(frozen=True)

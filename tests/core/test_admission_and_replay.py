@@ -217,13 +217,15 @@ def test_the_diagram_has_every_phase() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["router_round/1/2", "shard/0", "shard/heldout", "train_seed", "train_expert/3", "evaluate/0"],
-)
+    ["router_round/1/2", "shard/0", "shard/heldout", "train_seed", "train_expert/3", "evaluate/0",
+     "silo_block/2/7", "count/2/7/0", "evaluate_silo/2"],
+)  # fmt: skip
 def test_unit_ids_round_trip(text: str) -> None:
     assert UnitKey.parse(text).unit_id == text
 
 
-@pytest.mark.parametrize("text", ["", "shard", "shard/01", "shard/-2x", "evaluate/a", "a/b/c/d"])
+@pytest.mark.parametrize("text", ["", "shard", "shard/01", "shard/-2x", "evaluate/a",
+                                  "a/b/c/d", "count/1/2", "silo_block/1/02"])  # fmt: skip
 def test_what_is_no_unit_id_is_refused(text: str) -> None:
     with pytest.raises(PeerError):
         UnitKey.parse(text)
