@@ -181,13 +181,6 @@ class Worker:
                     self._outcomes.append(outcome)
             self._wake()
 
-    def _unexpected(self, error: Exception) -> str:
-        """What is said of an error that is not ours; of a silo's nothing that might quote text."""
-        name = type(error).__name__
-        if is_private(self._place.manifest):
-            return f"{name}; its words are in this node's log"
-        return f"{name}: {error}"
-
     def _do(self, task: _Task) -> Result:
         from smalltalk_fed.train.plan import Stopped
 

@@ -66,9 +66,7 @@ def outputs_named(unit: Unit, done: Done, cache: BlobCache) -> list[tuple[BlobRe
     return outputs
 
 
-def why_not(
-    manifest: RunManifest, unit_id: str, error: Exception
-) -> tuple[str, WorldError | None]:
+def why_not(manifest: RunManifest, unit_id: str, error: Exception) -> tuple[str, WorldError | None]:
     """What an error that ended a unit means: a sentence, and this machine's trouble if it was.
 
     Of an error that is not ours a silo says nothing that might quote its text.

@@ -7,7 +7,6 @@ import hashlib
 import numpy as np
 import pytest
 from smalltalk_node import worker
-from smalltalk_node.limits import Limits
 from smalltalk_node.options import Options
 from smalltalk_node.program import Program
 from support.node_stage import STOP, Stage
@@ -19,6 +18,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.units import Unit
 from smalltalk_fed.errors import DataError
 from smalltalk_fed.mixture.silo_prices import WITHHELD, decode_counts
+from smalltalk_fed.worksite.limits import Limits
 
 FLOOR = 10
 
