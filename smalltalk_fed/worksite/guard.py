@@ -85,7 +85,11 @@ class Guard:
         return int(self._limits.disk_gb * GB)
 
     def _used(self) -> int:
-        return bytes_in(self._place.folder, self._place.experts, self._cache.folder)
+        folders = [self._place.folder, self._place.experts, self._cache.folder]
+        text = self._place.corpus.folder
+        if text.is_relative_to(self._place.folder.parent):  # a silo's tokens, made by this node
+            folders.append(text)
+        return bytes_in(*folders)
 
     def _over(self) -> bool:
         now = time.monotonic()

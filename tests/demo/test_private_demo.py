@@ -17,9 +17,10 @@ def test_it_has_its_own_silos_and_experts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_quick_one_runs_to_its_table(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    done = command("smalltalk", "demo", "--private", "--preset", "quick", "--out", out, wait_s=500)
+    done = command("smalltalk", "demo", "--private", "--preset", "quick", "--out", out, wait_s=800)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((out / "report.json").read_text())
     assert [row["silo"] for row in report["silos"]] == [f"silo-{n}" for n in range(4)]

@@ -17,7 +17,7 @@ from smalltalk_node.program import Program
 from smalltalk_node.transfer import put_blob
 from support.loopback_coordinator import Served
 from support.node_stage import STOP, Stage, ids
-from support.tiny_run import tiny_manifest
+from support.tiny_run import tiny_manifest, write_tiny_corpus
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.units import Unit, UnitKey, UnitKind
@@ -43,6 +43,14 @@ def place_of(corpus: TokenCorpus, folder: Path, disk_bytes: int) -> Workplace:
 
 
 # ------------------------------------------------------------------------------------ disk
+
+
+def test_the_tokens_of_a_silos_own_text_count(tmp_path: Path) -> None:
+    corpus = write_tiny_corpus(tmp_path / "text" / "made")  # where a node makes them
+    need = disk_need(tiny_manifest(corpus), UnitKind.TRAIN_EXPERT)
+    place = place_of(corpus, tmp_path, need + 1000)
+    with pytest.raises(WorldError, match="over the"):
+        Guard(place, BlobCache(tmp_path / "cache")).before(Unit(UnitKey.parse("train_expert/0")))
 
 
 def test_a_unit_for_which_there_is_no_room_is_not_begun(
