@@ -45,7 +45,7 @@ from smalltalk_fed.flower.app_folder import write_app
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.journal import Journal
 
-VOCABULARY, LENGTH, SEQUENCES = 32_700, 32, 4096
+VOCABULARY, LENGTH, SEQUENCES = 32_700, 32, 256
 LIMIT_S = 1800.0
 RUN_TOML = """
 [run]

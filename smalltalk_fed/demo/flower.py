@@ -28,8 +28,9 @@ from smalltalk_fed.errors import WorldError
 from smalltalk_fed.flower.app_folder import write_app
 
 RUN_LIMIT_S = 4 * 3600.0
-# Every turn over Flower is a process of its own, which costs seconds: few, long rounds.
-QUICK = ("router.rounds=2",)
+# Every turn over Flower is a process of its own, which costs seconds: few and long ones, and no
+# second opinions, since everybody here is one.
+QUICK = ("router.rounds=2", "router.chunk_sequences=4096", "audit.rate=0.0")
 
 
 def demo_flower(

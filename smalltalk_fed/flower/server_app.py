@@ -35,7 +35,7 @@ from smalltalk_fed.telemetry.ledger import Ledger
 
 log = logging.getLogger("smalltalk.flower")
 
-LOOK_S = 0.1  # for answers
+LOOK_S = 0.25  # for answers; a turn takes seconds, and each look is a request
 NODES_EVERY_S = 1.0
 AGAIN_S = 15.0  # before a node that could not take part is tried again
 KEEP_EVERY_S = 5.0

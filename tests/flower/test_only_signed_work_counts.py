@@ -16,7 +16,7 @@ from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Refused, Unauthenticated
 from smalltalk_fed.flower.node_turn import take_turn
 from smalltalk_fed.flower.settings import NodeSettings
-from smalltalk_fed.flower.turns import Introduction, Order, Report
+from smalltalk_fed.flower.turns import Order, Report
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 
 QUIET = {"audit": {"rate": 0.0}, "run": {"lease_s": 2.0}}
@@ -69,19 +69,18 @@ def test_a_run_whose_key_has_changed_is_refused(order: tuple[Order, NodeSettings
 
 def test_a_node_without_the_key_that_it_names_takes_no_part(stage: FlowerStage) -> None:
     """It may have seen another node's presence; the challenge is new each time."""
-    seen: list[Introduction] = []
-
-    def impostor(records: RecordDict) -> RecordDict:
-        ours = Introduction.from_records(records)
-        seen.append(ours)
-        return replace(seen[0], name="impostor").to_records() if len(seen) > 1 else records
+    seen: list[tuple[int, RecordDict]] = []
 
     def change(node: int, kind: str, records: RecordDict) -> RecordDict:
-        return impostor(records) if kind == "query.join" else records
+        if kind != "query.join":
+            return records
+        seen.append((node, records))
+        return seen[0][1]  # whoever comes later says what the first one said
 
-    stage.play(alter=change)
-    assert len(seen) > 2
-    assert len(done_by(stage)) == 1
+    grid = stage.play(alter=change)
+    honest = seen[0][0]
+    assert {node for node, _ in seen} == {101, 102}
+    assert {node for node, kind, _ in grid.sent if kind == "train"} == {honest}
 
 
 def test_a_result_with_another_signature_does_not_count(stage: FlowerStage) -> None:
