@@ -61,7 +61,7 @@ def assemble_mixture(folder: RunFolder, state: HardState, blobs: BlobStore) -> b
     if state.phase is not Phase.FINISHED:
         return False
     if folder.mixture.exists():
-        _take_out_withdrawn(folder, state)
+        take_out_withdrawn(folder, state)
         return False
     source = _Source(folder, state, blobs)
     making = folder.path / ".mixture.making"
@@ -83,9 +83,12 @@ def assemble_mixture(folder: RunFolder, state: HardState, blobs: BlobStore) -> b
     return True
 
 
-def _take_out_withdrawn(folder: RunFolder, state: HardState) -> None:
-    """A mixture that somebody changed so that it can't be read stops no run."""
-    if not state.withdrawn:
+def take_out_withdrawn(folder: RunFolder, state: HardState) -> None:
+    """Remove from a mixture that is there what was withdrawn.
+
+    One that somebody changed so that it can't be read stops no run; it is said in the log.
+    """
+    if not state.withdrawn or not folder.mixture.exists():
         return
     try:
         take_out(folder.mixture, {e: gone.reason for e, gone in state.withdrawn.items()})

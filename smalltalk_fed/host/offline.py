@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.host.assemble import assemble_mixture
+from smalltalk_fed.host.assemble import take_out_withdrawn
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.clock import Clock
 from smalltalk_fed.host.folder import RunFolder
@@ -36,7 +36,7 @@ def decide_offline(folder: RunFolder, message: msg.Request, clock: Clock) -> msg
             blobs = BlobStore(folder.blobs)
             for digest in ready.released:
                 blobs.drop(digest)
-            assemble_mixture(folder, coordinator.state, blobs)  # an expert may have left it
+            take_out_withdrawn(folder, coordinator.state)
             return ready.replies[0].answer
         finally:
             journal.close()

@@ -109,7 +109,8 @@ def serve(served: ServedRun) -> Iterator[Callable[..., Node]]:
 @pytest.fixture
 def asking(served: ServedRun) -> Iterator[Callable[[Prompt], Future[Answered]]]:
     """Ask as the operator does; several at a time."""
-    with OperatorClient(served.folder) as client, ThreadPoolExecutor(8) as threads:
+    # The client first: what is still asked ends with it.
+    with ThreadPoolExecutor(8) as threads, OperatorClient(served.folder) as client:
         yield lambda asked: threads.submit(client.generate, asked)
 
 
@@ -230,7 +231,7 @@ def test_a_text_is_measured_where_the_expert_is(
     served: ServedRun, owners: list[Guest], serve: Serve
 ) -> None:
     node, text = serve(owners[0], 0), Text(0, (1, 2, 3, 4, 5, 6), 3, 2)
-    with OperatorClient(served.folder) as client, ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1) as threads, OperatorClient(served.folder) as client:
         measured = threads.submit(client.measure, text)
         said = node.next()
         assert said == replace(text, number=1)

@@ -146,6 +146,7 @@ def _package(run: RunFolder, coordinator: Coordinator, blobs: BlobStore) -> None
 def test_a_mixture_that_is_made_after_it_never_has_it(planted: Planted) -> None:
     folder = planted.folder
     withdraw(folder, "0", "--yes")
+    assert assemble_mixture(folder, state_of(folder), BlobStore(folder.blobs))
     assert in_mixture(folder) == {"routers/1.safetensors", "experts/1"}
 
 
