@@ -19,6 +19,8 @@ from smalltalk_fed.config.section import Section
 if TYPE_CHECKING:
     from smalltalk_fed.config.run import RunConfig
 
+Share = Literal["never", "operator", "public"]  # who may have an expert's weights
+
 MAX_SEATS = 1024
 MAX_SEAT_EXPERTS = 64
 

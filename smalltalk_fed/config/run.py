@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from smalltalk_fed.config.privacy import PrivacySection, privacy_problem
-from smalltalk_fed.config.private import PrivateSection, problem
+from smalltalk_fed.config.private import PrivateSection, Share, problem
 from smalltalk_fed.config.section import Section
 from smalltalk_fed.config.shapes import PRESETS, ModelShape
 
@@ -150,7 +150,7 @@ class ExpertSection(Section):
         description="Whether experts' weights travel to the coordinator: 'never', 'final', or "
         "'every N steps', so that another node can go on where a vanished one was.",
     )
-    share: Literal["never", "operator", "public"] = Field(
+    share: Share = Field(
         default="public",
         description="In a private run, who the run asks to have experts' weights: 'never', "
         "'operator' (the organiser's mixture), or 'public' (the other silos too). An owner can "

@@ -8,7 +8,7 @@ have an expert's weights is the narrower of what the run asks for and what the o
 
 from __future__ import annotations
 
-from smalltalk_fed.config.private import seat_experts, seat_of
+from smalltalk_fed.config.private import Share, seat_experts, seat_of
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.phases import Phase
@@ -17,7 +17,7 @@ from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import OF_A_SILO, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, Refused
 
-SHARES = ("never", "operator", "public")  # who may have an expert's weights, ever more
+SHARES: tuple[Share, ...] = ("never", "operator", "public")  # ever more
 
 
 def claim(state: HardState, message: msg.Join, now: float) -> ev.SeatTaken | None:
@@ -76,11 +76,12 @@ def node_of(state: HardState, key: UnitKey) -> str | None:
     return taken.node_id if taken else None
 
 
-def share_of(state: HardState, expert: int) -> str:
-    """Who may have this expert's weights: never, operator or public."""
+def share_of(state: HardState, expert: int) -> Share:
+    """Who may have this expert's weights."""
     taken = state.seats.get(seat_of(state.manifest.config, expert))
     asked = state.manifest.config.expert.share
-    return min(asked, taken.share if taken else "never", key=SHARES.index)
+    allowed = taken.share if taken else "never"
+    return next(share for share in SHARES if share in (asked, allowed))
 
 
 def stays(state: HardState, key: UnitKey) -> bool:

@@ -17,9 +17,10 @@ from typing import Any
 
 from smalltalk_fed import __version__
 from smalltalk_fed.config.model_config import read_model_config
-from smalltalk_fed.config.private import seat_experts, seat_of
+from smalltalk_fed.config.private import Share, seat_experts, seat_of
 from smalltalk_fed.core.handout import final_routers
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.seats import share_of
 from smalltalk_fed.core.silo_book import is_private, prices
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import UnitKey, UnitKind
@@ -116,6 +117,11 @@ def _expert(source: _Source, making: Path, index: int) -> ExpertEntry:
         return ExpertEntry(index=index, folder=name, enabled=False, withdrawn=why or GONE)
     accepted = state.finished[UnitKey(UnitKind.TRAIN_EXPERT, index).unit_id]
     outputs = {ref.name: ref for ref in accepted.outputs}
+    share: Share = "operator" if outputs else "never"
+    if is_private(state.manifest):
+        share = share_of(state, index)
+        if share == "never":
+            outputs = {}  # its owner may have said so since they were collected
     if outputs:
         target = making / name
         target.mkdir()
@@ -129,7 +135,7 @@ def _expert(source: _Source, making: Path, index: int) -> ExpertEntry:
     return ExpertEntry(
         index=index,
         folder=name,
-        share="operator" if outputs else "never",
+        share=share,
         sha256=outputs["weights"].digest if outputs else "",
         parameters=shape.parameters(state.manifest.vocabulary),
         trained_by=accepted.node_id,

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from smalltalk_fed.config.inside import only_plain, plain
 from smalltalk_fed.config.manifest import MAX_VOCABULARY
+from smalltalk_fed.config.private import Share
 from smalltalk_fed.config.problems import first_problem
 from smalltalk_fed.config.run import MAX_EXPERTS
 from smalltalk_fed.config.shapes import ModelShape
@@ -64,7 +65,7 @@ class ExpertEntry(BaseModel):
     index: int = Field(ge=0)
     folder: str = Field(pattern=_EXPERT_FOLDER)
     enabled: bool = True
-    share: Literal["never", "operator", "public"] = "operator"
+    share: Share = "operator"
     withdrawn: str = Field(default="", max_length=MAX_REASON_CHARS)
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     parameters: int = Field(default=0, ge=0)

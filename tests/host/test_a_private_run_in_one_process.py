@@ -28,7 +28,7 @@ from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.host.journal import Journal
-from smalltalk_fed.mixture.package import MixtureManifest, read_mixture
+from smalltalk_fed.mixture.package import MixtureManifest, present_experts, read_mixture
 from smalltalk_fed.train.private_em import run_private_em
 from smalltalk_fed.wire.egress import blob_kind, figure_is_declared, may_leave
 from smalltalk_fed.wire.signing import SigningKey
@@ -181,7 +181,10 @@ def test_routers_and_prices_are_those_of_the_oracle(
 def test_only_experts_that_their_owners_gave_are_in_the_mixture(
     folder: RunFolder, mixture: MixtureManifest
 ) -> None:
-    assert [expert.enabled for expert in mixture.experts] == [True, False, True, True]
+    owners = [WEIGHTS[0], WEIGHTS[1], WEIGHTS[2], WEIGHTS[2]]
+    assert [expert.share for expert in mixture.experts] == owners
+    assert [bool(expert.sha256) for expert in mixture.experts] == [True, False, True, True]
+    assert present_experts(folder.mixture, mixture) == [0, 2, 3]
     assert [expert.sequences for expert in mixture.experts] == [96, 96, 48, 48]
     for seat, expert in ((0, 0), (1, 1), (2, 2), (2, 3)):  # all of them are at their silos
         home = folder.path.parent / f"silo-{seat}" / "experts" / folder.manifest.run_id
