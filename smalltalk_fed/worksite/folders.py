@@ -20,7 +20,7 @@ from smalltalk_fed.worksite.limits import Limits
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-METRICS, SCORES = "metrics", "scores"
+METRICS, SCORES, GIVEN = "metrics", "scores", "given"
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,13 @@ def scores_folder(place: Workplace) -> Path:
     return folder
 
 
+def given_folder(place: Workplace) -> Path:
+    """Where a silo keeps what it gave under noise in this run; it stays when the run is over."""
+    folder = place.folder / place.manifest.run_id / GIVEN
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def known_file(place: Workplace, unit: Unit, ref: BlobRef) -> Path | None:
     """A finished expert's file that may be this input: who trained an expert has it already."""
     names = {"config": CONFIG_FILE, "weights": WEIGHTS_FILE}
@@ -113,7 +120,7 @@ def _units_in(place: Workplace) -> list[tuple[UnitKey, Path]]:
         try:
             found.append((UnitKey.parse(folder.name.replace("-", "/")), folder))
         except Malformed:
-            continue  # the metrics' folder, or the scores'
+            continue  # of metrics, scores, or what was given
     return found
 
 

@@ -1,7 +1,7 @@
 """The work units of a private run on this machine, over its own text.
 
 Rules: those of `work`. What a unit hands in is router parameters, a row of counts that went
-through `withhold`, sums and means over many sequences, and an expert's weights only where its
+through `silo_counts` (withheld below the floor; under noise noised first), sums and means over many sequences, and an expert's weights only where its
 owner's word allows it; ids and scores of sequences stay in this process and in the node's
 folder. A silo's expert is trained by one process on one device.
 """
@@ -11,22 +11,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.private import seat_experts, seat_of
 from smalltalk_fed.core.seats import SHARES
 from smalltalk_fed.core.units import Unit
 from smalltalk_fed.errors import Malformed, Refused
-from smalltalk_fed.mixture.silo_prices import encode_counts, withhold
+from smalltalk_fed.mixture.silo_prices import encode_counts
 from smalltalk_fed.worksite.folders import (
     WEIGHTS_FILE,
     Workplace,
     expert_folder_of,
+    given_folder,
     metrics_folder,
     scores_folder,
     unit_folder,
 )
 from smalltalk_fed.worksite.unit_inputs import UnitInputs
+
+if TYPE_CHECKING:
+    from smalltalk_fed.train.releases import Releases
 
 OnProgress = Callable[[float, dict[str, float]], None]
 
@@ -54,6 +59,7 @@ class SiloWork:
             self.place.corpus,
             key.index,
             own,
+            releases=self._releases(),
             work_folder=unit_folder(self.place, self.unit),
             device=self.device,
             on_progress=self.on_progress,
@@ -61,21 +67,26 @@ class SiloWork:
         )
         return {f"router-{e}": data for e, data in result.parameters.items()}, result.figures
 
-    def count(self) -> bytes:
-        """The row of what each router wins of the held-out text, as it may leave."""
-        from smalltalk_fed.train.silo import count_wins
+    def count(self) -> tuple[bytes, dict[str, float]]:
+        """The row of what each router wins of the held-out text, as it may leave, and figures."""
+        from smalltalk_fed.train.silo_counts import silo_counts
 
-        counts_E = count_wins(
+        key = self.unit.key
+        row_E, figures = silo_counts(
             self._manifest,
+            key.seat,
             self.place.corpus,
+            key.index,
+            key.turn,
             self.inputs.routers(),
             self._prices(),
+            releases=self._releases(),
             cache_folder=scores_folder(self.place),
             device=self.device,
             on_progress=self.on_progress,
             should_stop=self.should_stop,
         )
-        return encode_counts(withhold(counts_E, self._manifest.config.private.count_floor))
+        return encode_counts(row_E), figures
 
     def train(self) -> tuple[Path, dict[str, float]]:
         """The expert's weights and figures, trained on its part of the silo's text."""
@@ -143,6 +154,15 @@ class SiloWork:
     @property
     def _manifest(self) -> RunManifest:
         return self.place.manifest
+
+    def _releases(self) -> Releases | None:
+        """The ledger of what this silo gave under noise; None where there is none."""
+        if not self._manifest.config.privacy.on:
+            return None
+        from smalltalk_fed.train.silo_counts import silo_releases
+
+        folder = given_folder(self.place)
+        return silo_releases(self._manifest, self.unit.key.seat, self.place.corpus, folder)
 
     def _own(self, seat: int) -> dict[int, bytes]:
         """The parameters of the seat's own routers."""

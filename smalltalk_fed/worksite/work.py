@@ -97,7 +97,8 @@ def do_unit(
             parameters, figures = work.silo().block()
             return Done(dict(parameters), figures)
         case UnitKind.COUNT:
-            return Done({"counts": work.silo().count()}, {})
+            counts, figures = work.silo().count()
+            return Done({"counts": counts}, figures)
         case UnitKind.EVALUATE_SILO:
             return Done({}, work.silo().evaluate())
 
