@@ -1,9 +1,10 @@
 """The work units of a private run on this machine, over its own text.
 
-Rules: those of `work`. What a unit hands in is router parameters, a row of counts that went
-through `silo_counts` (withheld below the floor; under noise noised first), sums and means over many sequences, and an expert's weights only where its
-owner's word allows it; ids and scores of sequences stay in this process and in the node's
-folder. A silo's expert is trained by one process on one device.
+Rules: those of `work`. What a unit hands in is router parameters, a row of counts as
+`silo_counts` lets it leave (with noise where `[privacy]` is on, small ones withheld), sums and
+means over many sequences, and an expert's weights only where its owner's word allows it; ids and
+scores of sequences stay in this process and in the node's folder. A silo's expert is trained by
+one process on one device.
 """
 
 from __future__ import annotations
