@@ -49,10 +49,10 @@ def training_manifest(corpus: TokenCorpus, rate: float, seed: int = 1) -> RunMan
         "run": {"experts": 4, "nodes_to_start": NODES, "poll_s": 1.0, "seed": seed,
                 "spare_copies": 0, "lease_s": 3600.0},
         "sequence": {"length": 128, "prefix": 32},
-        "router": {"model": "router-mini", "rounds": 8, "chunk_sequences": 1024,
+        "router": {"model": "router-mini", "rounds": 8, "chunk_sequences": 768,
                    "batch_sequences": 32,
                    "optimizer": {"learning_rate": 8e-3, "warmup_steps": 2, "clip": 1.0}},
-        "expert": {"model": "mini", "steps": 100, "batch_sequences": 16,
+        "expert": {"model": "mini", "steps": 80, "batch_sequences": 16,
                    "optimizer": {"learning_rate": 4e-3, "warmup_steps": 10,
                                  "final_fraction": 0.05, "clip": 1.0}},
         "compute": {"threads": 1},
@@ -63,10 +63,11 @@ def training_manifest(corpus: TokenCorpus, rate: float, seed: int = 1) -> RunMan
 
 @dataclass
 class Honest:
-    """Computes units, each distinct one once."""
+    """Computes units, and the perplexity of mixtures, each distinct one once."""
 
     corpus: TokenCorpus
     known: dict[tuple[object, ...], Blobs] = field(default_factory=dict)
+    perplexities: dict[tuple[str, ...], float] = field(default_factory=dict)
 
     def doer(self, manifest: RunManifest) -> Callable[[Unit, Blobs], Blobs]:
         """The honest computation of this run's units."""
@@ -81,6 +82,19 @@ class Honest:
             return self.known[what]
 
         return do
+
+    def perplexity(self, manifest: RunManifest, state: HardState, host: Host) -> float:
+        """Of a finished run's mixture."""
+        routers, experts = mixture_of(state)
+        what = (*routers, *experts)
+        if what not in self.perplexities:
+            self.perplexities[what] = perplexity(
+                manifest,
+                self.corpus,
+                [host.blobs.get(digest) for digest in routers],
+                [host.blobs.get(digest) for digest in experts],
+            )
+        return self.perplexities[what]
 
     def _compute(self, manifest: RunManifest, unit: Unit, inputs: Blobs) -> Blobs:
         if unit.key.kind is UnitKind.EVALUATE:
@@ -186,7 +200,7 @@ def run(honest: Honest, kind: str, rate: float, folder: Path, seed: int = 1) -> 
         state = host.coordinator.state
         ends = {node.name: node.end for node in nodes[:LIARS]} if kind else {}
         failed = state.phase.value != "finished"
-        found = None if failed else perplexity(manifest, corpus, state, host)
+        found = None if failed else honest.perplexity(manifest, state, host)
         await host.stop()
         journal.close()
         return Outcome(found, ends, state.reason)
@@ -194,21 +208,27 @@ def run(honest: Honest, kind: str, rate: float, folder: Path, seed: int = 1) -> 
     return asyncio.run(work())
 
 
-def perplexity(manifest: RunManifest, corpus: TokenCorpus, state: HardState, host: Host) -> float:
+def mixture_of(state: HardState) -> tuple[list[str], list[str]]:
+    """Digests of a finished run's routers and of its experts' weights."""
+    weights = []
+    for e in range(state.experts):
+        accepted = state.finished[UnitKey(UnitKind.TRAIN_EXPERT, e).unit_id]
+        weights.append(next(ref.digest for ref in accepted.outputs if ref.name == "weights"))
+    return [ref.digest for ref in final_routers(state)], weights
+
+
+def perplexity(
+    manifest: RunManifest, corpus: TokenCorpus, routers: list[bytes], experts: list[bytes]
+) -> float:
     """Of the mixture's suffixes, every held-out sequence routed as a prompt is."""
     prefix, batch = manifest.config.sequence.prefix, 64
     ids = np.arange(len(corpus.heldout))
-    routers = [
-        build_router(manifest, e, host.blobs.get(ref.digest))
-        for e, ref in enumerate(final_routers(state))
-    ]
-    expert_N = route(score(routers, corpus.heldout, ids, prefix, batch_sequences=batch))
+    models = [build_router(manifest, e, data) for e, data in enumerate(routers)]
+    expert_N = route(score(models, corpus.heldout, ids, prefix, batch_sequences=batch))
     total = 0.0
-    for e in range(manifest.experts):
-        accepted = state.finished[UnitKey(UnitKind.TRAIN_EXPERT, e).unit_id]
-        weights = next(ref for ref in accepted.outputs if ref.name == "weights")
+    for e, data in enumerate(experts):
         model = build_expert(manifest, "expert")
-        state_from_bytes(model, host.blobs.get(weights.digest))
+        state_from_bytes(model, data)
         mine = ids[expert_N == e]
         if len(mine):
             _, suffix = sequence_losses(model, corpus.heldout, mine, prefix, batch_sequences=batch)
