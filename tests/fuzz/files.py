@@ -195,7 +195,7 @@ def _lines(data: bytes) -> object:
 
 def _node_json() -> bytes:
     here = ("127.0.0.1:4100", "127.0.0.1:4101")
-    identity = Identity("n-1", "box", *here, "run-1", "ab" * 32, "/c", here[:1], here[1:])
+    identity = Identity("n-1", "box", *here, "run-1", "ab" * 32, "/c", "/p", here[:1], here[1:])
     return json.dumps(vars(identity)).encode()
 
 
