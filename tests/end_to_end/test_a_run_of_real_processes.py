@@ -134,6 +134,7 @@ def test_ctrl_c_on_a_node_hands_its_unit_back_at_once(deploy: Deploy) -> None:
     assert run.kill("coordinator", signal.SIGINT) in (0, 130)
 
 
+@pytest.mark.slow
 def test_one_seed_model_travels_once_and_has_a_line_of_its_own(deploy: Deploy) -> None:
     run = deploy(**{"expert.init": "seed"})
     run_to_the_end(run, "a", "b")
@@ -141,6 +142,7 @@ def test_one_seed_model_travels_once_and_has_a_line_of_its_own(deploy: Deploy) -
     assert "seed" in kinds
 
 
+@pytest.mark.slow
 def test_experts_that_stay_home_give_a_mixture_without_them(deploy: Deploy) -> None:
     run = deploy(**{"expert.collect": "never"})
     run_to_the_end(run, "a", "b")
@@ -196,6 +198,7 @@ class CountingProxy:
         self._listener.close()
 
 
+@pytest.mark.slow
 def test_the_ledger_agrees_with_the_sockets(deploy: Deploy) -> None:
     """Nodes dial a counting proxy; what TLS, HTTP/2 and gRPC add is bounded and stated."""
     run = deploy(**{"run.lease_s": 60.0, "run.poll_s": 60.0})
