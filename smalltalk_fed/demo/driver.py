@@ -7,8 +7,9 @@ happens, Ctrl-C included, no child outlives this process.
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
@@ -40,24 +41,29 @@ class Demo:
             WorldError: a program failed; the message ends with the end of its log.
         """
         stage = self._stage
-        # A polite end by `kill` is an end like Ctrl-C: the children must not outlive us.
-        before = signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            with Children(stage.folder.logs) as children, stage.view:
-                running.prepare(stage, children)
-                coordinator, nodes = running.enrol(stage, children)
-                running.watch(stage, children, coordinator, nodes)
-                running.collect(stage, children, coordinator, nodes)
-                comparing.baseline(stage, children)
-                comparing.compare(stage, children)
-                comparing.generate(stage, children)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with ending_politely(), Children(stage.folder.logs) as children, stage.view:
+            running.prepare(stage, children)
+            coordinator, nodes = running.enrol(stage, children)
+            running.watch(stage, children, coordinator, nodes)
+            running.collect(stage, children, coordinator, nodes)
+            comparing.baseline(stage, children)
+            comparing.compare(stage, children)
+            comparing.generate(stage, children)
         return stage.findings
 
     def step(self, step: Step, work: Callable[[], str]) -> None:
         """Do `work` as a step; it returns what to say at its end."""
         self._stage.step(step, work)
+
+
+@contextlib.contextmanager
+def ending_politely() -> Iterator[None]:
+    """A polite end by `kill` is an end like Ctrl-C: children must not outlive us."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(number: int, frame: object) -> None:
