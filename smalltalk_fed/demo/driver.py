@@ -7,8 +7,9 @@ happens, Ctrl-C included, no child outlives this process.
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
@@ -40,19 +41,14 @@ class Demo:
             WorldError: a program failed; the message ends with the end of its log.
         """
         stage = self._stage
-        # A polite end by `kill` is an end like Ctrl-C: the children must not outlive us.
-        before = signal.signal(signal.SIGTERM, interrupt)
-        try:
-            with Children(stage.folder.logs) as children, stage.view:
-                running.prepare(stage, children)
-                coordinator, nodes = running.enrol(stage, children)
-                running.watch(stage, children, coordinator, nodes)
-                running.collect(stage, children, coordinator, nodes)
-                comparing.baseline(stage, children)
-                comparing.compare(stage, children)
-                comparing.generate(stage, children)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with ending_politely(), Children(stage.folder.logs) as children, stage.view:
+            running.prepare(stage, children)
+            coordinator, nodes = running.enrol(stage, children)
+            running.watch(stage, children, coordinator, nodes)
+            running.collect(stage, children, coordinator, nodes)
+            comparing.baseline(stage, children)
+            comparing.compare(stage, children)
+            comparing.generate(stage, children)
         return stage.findings
 
     def step(self, step: Step, work: Callable[[], str]) -> None:
@@ -60,6 +56,15 @@ class Demo:
         self._stage.step(step, work)
 
 
-def interrupt(number: int, frame: object) -> None:
-    """A signal's handler."""
+@contextlib.contextmanager
+def ending_politely() -> Iterator[None]:
+    """A polite end by `kill` is an end like Ctrl-C: children must not outlive us."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt

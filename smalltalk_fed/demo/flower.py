@@ -21,6 +21,7 @@ from smalltalk_fed.data.corpus import LABELS_FILE, SOURCE_FILE, labels_file
 from smalltalk_fed.data.packs import unpack_small
 from smalltalk_fed.demo import recipe
 from smalltalk_fed.demo.children import Children, program, tail
+from smalltalk_fed.demo.driver import ending_politely
 from smalltalk_fed.demo.federation import Federation
 from smalltalk_fed.demo.folder import DemoFolder, claim
 from smalltalk_fed.demo.recipe import Preset
@@ -63,7 +64,7 @@ def demo_flower(
     length = recipe.check(folder.config).sequence.length
     began = time.monotonic()
     environment = Federation.environment(folder.work)
-    with Children(folder.logs, environment) as children:
+    with ending_politely(), Children(folder.logs, environment) as children:
         console.print("Text to tokens ...")
         prepare(folder, children, length)
         console.print(f"A SuperLink and {nodes} SuperNodes start ...")

@@ -12,7 +12,6 @@ Rules: those of `driver`: the programs are children, and none outlives this proc
 from __future__ import annotations
 
 import json
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from rich.table import Table
 from smalltalk_fed.data.packs import unpack_small
 from smalltalk_fed.demo import recipe
 from smalltalk_fed.demo.children import Child, Children, program, tail
-from smalltalk_fed.demo.driver import interrupt
+from smalltalk_fed.demo.driver import ending_politely
 from smalltalk_fed.demo.folder import DemoFolder
 from smalltalk_fed.demo.live import size
 from smalltalk_fed.demo.running import POLL_S, START_S, free_ports
@@ -78,21 +77,17 @@ class SiloDemo:
         Raises:
             WorldError: a program failed; the message ends with the end of its log.
         """
-        before = signal.signal(signal.SIGTERM, interrupt)
-        try:
-            with Children(self._folder.logs) as children:
-                silos = self._prepare(children)
-                coordinator, nodes = self._start(children, silos)
-                status = self._watch(children, coordinator, nodes)
-                for node in nodes:  # they end by themselves once the run is over
-                    end = time.monotonic() + LEAVE_S
-                    while not node.ended and time.monotonic() < end:
-                        time.sleep(0.1)
-                    children.end(node)
-                children.end(coordinator)
-                rows = self._evaluate(children, silos, status)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with ending_politely(), Children(self._folder.logs) as children:
+            silos = self._prepare(children)
+            coordinator, nodes = self._start(children, silos)
+            status = self._watch(children, coordinator, nodes)
+            for node in nodes:  # they end by themselves once the run is over
+                end = time.monotonic() + LEAVE_S
+                while not node.ended and time.monotonic() < end:
+                    time.sleep(0.1)
+                children.end(node)
+            children.end(coordinator)
+            rows = self._evaluate(children, silos, status)
         return {
             "seed": self._options.seed,
             "command": self._options.command,
