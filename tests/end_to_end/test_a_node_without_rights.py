@@ -87,7 +87,7 @@ def test_a_node_without_rights_works_and_listens_on_no_port(
     run.at_nodes = without_rights()
     run.start("node", "smalltalk-node", *arguments)
     run.wait_phase("training")
-    wait_for(lambda: run.status()["units"]["leased"], "a unit in work")
+    wait_for(lambda: run.glance()["units"]["leased"], "a unit in work")
     child = run.children["node"].pid
     assert Path(f"/proc/{child}").stat().st_uid == NOBODY
     assert listening(child) == []

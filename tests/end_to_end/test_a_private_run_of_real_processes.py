@@ -53,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SiloDeployment:
         run.kill("b")  # wherever it is: the run waits for it, and it has its seat again
         assert run.status()["phase"] != "finished"
         run.silo("b", 1, "--weights", "operator")
-        run.wait_phase("finished", every_s=1.0)
+        run.wait_phase("finished")
         for name in SILOS:
             assert run.children.pop(name).wait(60) == 0, run.log(name)
     return run

@@ -95,7 +95,7 @@ def test_a_killed_node_is_replaced_and_a_late_one_helps(deploy: Deploy) -> None:
         run.join(name)
         run.node(name)
     run.wait_phase("training")
-    wait_for(lambda: sum(1 for n in run.status()["nodes"] if n["unit"]) == 2, "both nodes to train")
+    wait_for(lambda: sum(1 for n in run.glance()["nodes"] if n["unit"]) == 2, "both nodes to train")
     run.kill("a")
     run.join("late")
     run.node("late")
@@ -110,7 +110,7 @@ def test_a_killed_coordinator_goes_on_where_it_was(deploy: Deploy) -> None:
     run.serve()
     run.join("a")
     run.node("a")
-    wait_for(lambda: run.status()["round"] >= 3, "round 3")
+    wait_for(lambda: run.glance()["round"] >= 3, "round 3")
     coordinator = run.children["coordinator"].pid
     run.kill("coordinator")
     wait_for(lambda: not processes_of(coordinator), "its worker to end with it")
@@ -128,7 +128,7 @@ def test_ctrl_c_on_a_node_hands_its_unit_back_at_once(deploy: Deploy) -> None:
     run.join("a")
     run.node("a")
     run.wait_phase("training")
-    wait_for(lambda: run.status()["units"]["leased"], "a unit in work")
+    wait_for(lambda: run.glance()["units"]["leased"], "a unit in work")
     assert run.kill("a", signal.SIGINT) == 130
     assert run.status()["units"]["leased"] == 0
     assert run.kill("coordinator", signal.SIGINT) in (0, 130)

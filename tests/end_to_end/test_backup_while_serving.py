@@ -19,7 +19,7 @@ def test_a_backup_made_while_serving_is_continued_to_the_end(deploy: Deploy) -> 
     run.serve()
     run.join("a")
     run.node("a")
-    wait_for(lambda: run.status()["round"] >= 3, "round 3")
+    wait_for(lambda: run.glance()["round"] >= 3, "round 3")
     copy = run.folder / "copy"
     report = json.loads(good("smalltalk-coordinator", "backup", run.run, copy, "--json"))
     assert report["phase"] == "routing"
@@ -27,7 +27,7 @@ def test_a_backup_made_while_serving_is_continued_to_the_end(deploy: Deploy) -> 
     assert report["blobs"] >= 8
     assert "is not empty" in command("smalltalk-coordinator", "backup", run.run, copy).stderr
     later = run.status()["round"] + 1
-    wait_for(lambda: run.status()["round"] > later, "the run to go on meanwhile")
+    wait_for(lambda: run.glance()["round"] > later, "the run to go on meanwhile")
     # The VM is lost with its disk; the node lives on and finds the restored coordinator.
     run.kill("coordinator")
     shutil.rmtree(run.run)

@@ -106,7 +106,7 @@ def test_a_silent_line_that_dies_is_closed_by_the_coordinator(apart: Deploy) -> 
     run, line = apart(
         Quality(delay_s=0.02, loss=0.0), **{"run.nodes_to_start": 2, "run.poll_s": 600.0}
     )
-    wait_for(lambda: any(node["present"] for node in run.status()["nodes"]), "the node to join")
+    wait_for(lambda: any(node["present"] for node in run.glance()["nodes"]), "the node to join")
     assert established(run)
     line.cut()
     wait_for(lambda: not established(run), "the coordinator to hang up on a dead line")

@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path) -> Iterato
             assert run.children.pop(name).wait(WAIT_S) == 0, run.log(name)
         for name in NODES:
             serve(run, name)
-        wait_for(lambda: len(run.status()["serving_experts"]) == 2, "both to serve")
+        wait_for(lambda: len(run.glance()["serving_experts"]) == 2, "both to serve")
         yield run
 
 
@@ -171,7 +171,7 @@ def test_a_node_that_vanishes_in_the_middle_is_one_clear_sentence(run: Deploymen
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
     )  # fmt: skip
     try:
-        wait_for(lambda: run.status()["prompts_waiting"] == 1, "the prompt to be there")
+        wait_for(lambda: run.glance()["prompts_waiting"] == 1, "the prompt to be there")
         run.kill(name)
         _, said = asked.communicate(timeout=WAIT_S)
     finally:
@@ -184,7 +184,7 @@ def test_a_node_that_vanishes_in_the_middle_is_one_clear_sentence(run: Deploymen
     assert again.returncode == 3
     assert f"no node serves expert {first['expert']} now" in again.stderr
     serve(run, name)
-    wait_for(lambda: len(run.status()["serving_experts"]) == 2, "it to serve again")
+    wait_for(lambda: len(run.glance()["serving_experts"]) == 2, "it to serve again")
     assert federated(run, PROMPTS[:1]) == [first]
 
 

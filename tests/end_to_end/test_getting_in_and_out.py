@@ -36,7 +36,7 @@ def test_a_copied_node_folder_is_noticed_and_both_sides_are_told(long_run: Deplo
     run = long_run
     run.join("box")
     run.node("box")
-    wait_for(lambda: node_of(run.status(), "box")["present"], "the node to join")
+    wait_for(lambda: node_of(run.glance(), "box")["present"], "the node to join")
     shutil.copytree(run.folder / "box", run.folder / "stolen")
     run.node("stolen")
     older = run.children.pop("box")
@@ -61,7 +61,7 @@ def test_a_revoked_node_ends_with_the_reason_and_its_work_goes_on_elsewhere(
     for name in ("a", "b"):
         run.join(name)
         run.node(name)
-    wait_for(lambda: all(node["unit"] for node in run.status()["nodes"]), "both to work")
+    wait_for(lambda: all(node["unit"] for node in run.glance()["nodes"]), "both to work")
     before = node_of(run.status(), "a")
     good("smalltalk-coordinator", "revoke", run.run, before["node_id"], "--reason", "it lies")
     assert run.children.pop("a").wait(60) == REFUSED
@@ -69,7 +69,7 @@ def test_a_revoked_node_ends_with_the_reason_and_its_work_goes_on_elsewhere(
     after = run.status()
     assert node_of(after, "a")["revoked"] == "it lies"
     round_then = after["round"]
-    wait_for(lambda: run.status()["round"] >= round_then + 2, "b alone to do whole rounds")
+    wait_for(lambda: run.glance()["round"] >= round_then + 2, "b alone to do whole rounds")
     # Started again it is refused again, also by a coordinator that was restarted.
     run.kill("coordinator")
     run.serve()
@@ -89,7 +89,7 @@ def test_a_coordinator_gets_another_address_and_loses_the_first(long_run: Deploy
     assert shown.split() == [first, second]
     wait_for(lambda: "the addresses are now" in run.log("coordinator"), "the coordinator to see it")
     run.node("a")
-    wait_for(lambda: run.status()["round"] >= 1, "work")
+    wait_for(lambda: run.glance()["round"] >= 1, "work")
     told = json.loads((run.folder / "a" / "node.json").read_text())
     assert told["run_addresses"] == [pair.split("/")[0] for pair in (first, second)]
     # A token from before still lets a machine in.
@@ -97,4 +97,4 @@ def test_a_coordinator_gets_another_address_and_loses_the_first(long_run: Deploy
     good("smalltalk-coordinator", "addresses", run.run, "--remove", first)
     wait_for(lambda: run.log("coordinator").count("the addresses are now") == 2, "the removal")
     round_then = run.status()["round"]
-    wait_for(lambda: run.status()["round"] >= round_then + 2, "the node to find the new address")
+    wait_for(lambda: run.glance()["round"] >= round_then + 2, "the node to find the new address")

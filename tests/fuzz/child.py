@@ -1,11 +1,11 @@
 """Decoders under atheris, each in a process of its own: started and told what to do by `run`.
 
 Importing everything instrumented takes seconds, so it is done once: every line of the standard
-input is an order (a decoder's name, libFuzzer's flags, a file for what is said), done in a
-fork, whose exit code is the answer. Only our packages are instrumented, and TOML's parser, which
-is Python: what is C or Rust below them (protobuf, safetensors, pydantic, tokenizers, SQLite,
-OpenSSL) runs as it is. A fork may not grow by more than `ROOM_BYTES`, so that an allocation by
-a claimed length is found.
+input is an order (a decoder's name, libFuzzer's flags, a file for what is said), done in a fork;
+its exit code and the CPU seconds it took are the answer. Only our packages are instrumented, and
+TOML's parser, which is Python: what is C or Rust below them (protobuf, safetensors, pydantic,
+tokenizers, SQLite, OpenSSL) runs as it is. A fork may not grow by more than `ROOM_BYTES`, so that
+an allocation by a claimed length is found.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def main() -> None:
         child = os.fork()
         if not child:
             fuzz(json.loads(line))
-        _, status = os.waitpid(child, 0)
-        answers.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        _, status, used = os.wait4(child, 0)
+        cpu_s = used.ru_utime + used.ru_stime
+        answers.write(f"{os.waitstatus_to_exitcode(status)} {cpu_s:.1f}\n")
 
 
 if __name__ == "__main__":

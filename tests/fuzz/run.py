@@ -1,7 +1,8 @@
 """Coverage-guided fuzzing of decoders: `make fuzz MINUTES=10 ARGS="--at-once 2"`.
 
-Every decoder of the table runs in a fork of its own (`child`), as long as asked; what it
-learned stays in `build/fuzz/NAME/corpus` for the next time. An input that breaks one is kept
+Every decoder of the table runs in a fork of its own (`child`), for as many minutes of CPU as
+asked, so that a busy machine fuzzes longer and not less; what it learned stays in
+`build/fuzz/NAME/corpus` for the next time. An input that breaks one is kept
 in `build/fuzz/NAME/crash-*`; copy it to `tests/fuzz/cases/NAME/`, where every test run feeds
 it again, and mend the decoder. Exit code 1 if there was one.
 """
@@ -27,6 +28,7 @@ from fuzz.decoders import CASES, Decoder, every_decoder
 
 ROOT = Path(__file__).parents[2]
 ONE_INPUT_S = 10  # longer than this is a hang
+ENOUGH = 0.98  # of the CPU time asked for; starting and ending takes a little
 RSS_MB = 2048
 LONGEST_BYTES = 4096
 MISSING = (
@@ -39,7 +41,7 @@ class Outcome:
     """What one decoder went through."""
 
     name: str
-    seconds: int
+    cpu_s: float
     executions: int
     inputs_kept: int  # that reached something new
     verdict: str  # "ok", or the end of what was said
@@ -76,35 +78,49 @@ class Fuzzer:
     def fuzz(
         self, decoder: Decoder, folder: Path, seconds: int = 0, executions: int = 0
     ) -> Outcome:
-        """Fuzz one decoder for so long, or so often; whichever is over first. 0: no limit."""
+        """Fuzz one decoder for so many CPU seconds, or so often; whichever is over first.
+
+        0: no limit. Time is given to libFuzzer by the clock, again and again until the CPU time
+        is reached; it finds what it learned in its corpus.
+        """
         corpus, log = folder / "corpus", folder / "log"
-        code = self._do(
-            {"name": decoder.name, "log": str(log)}
-            | {
-                "flags": [
-                    *_inputs(decoder, folder),
-                    *(f"-timeout={ONE_INPUT_S}", f"-rss_limit_mb={RSS_MB}", "-print_final_stats=1"),
-                    *([f"-max_total_time={seconds}"] if seconds else []),
-                    *([f"-runs={executions}"] if executions else []),
-                ]
-            }
-        )
-        said = log.read_text(errors="replace")
+        done, spent_s, code, said = 0, 0.0, "0", ""
+        while code == "0" and not (done and (not seconds or spent_s >= ENOUGH * seconds)):
+            times = max(1, round(seconds - spent_s))
+            code, took_s = self._do(
+                {"name": decoder.name, "log": str(log)}
+                | {
+                    "flags": [
+                        *_inputs(decoder, folder),
+                        *(f"-timeout={ONE_INPUT_S}", f"-rss_limit_mb={RSS_MB}"),
+                        "-print_final_stats=1",
+                        *([f"-max_total_time={times}"] if seconds else []),
+                        *([f"-runs={executions - done}"] if executions else []),
+                    ]
+                }
+            )
+            said = log.read_text(errors="replace")
+            done += _last_number(r"^stat::number_of_executed_units: *(\d+)", said)
+            spent_s += took_s
+            if executions and done >= executions:
+                break
         return Outcome(
             decoder.name,
-            _last_number(r"^Done \d+ runs in (\d+) second", said),
-            _last_number(r"^stat::number_of_executed_units: *(\d+)", said),
+            round(spent_s, 1),
+            done,
             sum(1 for _ in corpus.iterdir()),
             "ok" if code == "0" else _why(said),
             next(iter(re.findall(r"Test unit written to (\S+)", said)), ""),
         )
 
-    def _do(self, order: dict[str, Any]) -> str:
+    def _do(self, order: dict[str, Any]) -> tuple[str, float]:
+        """Returns the exit code, or what happened instead, and the CPU seconds."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._child.stdin.write(json.dumps(order) + "\n")
         self._child.stdin.flush()
-        return self._child.stdout.readline().strip() or "the fuzzing process ended"
+        code, _, took_s = self._child.stdout.readline().partition(" ")
+        return (code, float(took_s)) if took_s else ("the fuzzing process ended", 0.0)
 
 
 def _inputs(decoder: Decoder, folder: Path) -> list[str]:
@@ -147,7 +163,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m fuzz.run", description=__doc__)
     parser.add_argument("names", nargs="*", help="decoders; all if none is named")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for each decoder")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of CPU, for each decoder")
     parser.add_argument("--executions", type=int, default=0, help="at most, for each decoder")
     parser.add_argument("--at-once", type=int, default=1, help="so many decoders at a time")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "fuzz")
@@ -186,7 +202,7 @@ def _tell(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(outcome)), flush=True)
         return
-    counts = f"{outcome.executions:>10,} executions in {outcome.seconds:>4} s"
+    counts = f"{outcome.executions:>10,} executions in {outcome.cpu_s:>6} s of CPU"
     print(f"{outcome.name:<28} {counts}  {outcome.verdict}", flush=True)
     if outcome.crash:
         folder = CASES / outcome.name.replace(" ", "-")
