@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from smalltalk_fed.core.coordinator import Coordinator
@@ -75,13 +76,22 @@ def run_status(coordinator: Coordinator, now: float) -> dict[str, Any]:
 def process_cost(worker_cpu_s: float) -> dict[str, float]:
     """CPU seconds and peak memory of this process, and its worker's CPU seconds."""
     own = resource.getrusage(resource.RUSAGE_SELF)
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "cpu_s": own.ru_utime + own.ru_stime,
         "workers_cpu_s": worker_cpu_s,
-        "rss_peak_mb": own.ru_maxrss * unit / 1e6,
+        "rss_peak_mb": _peak_bytes() / 1e6,
         "uptime_s": time.clock_gettime(time.CLOCK_MONOTONIC) - _STARTED_S,
     }
+
+
+def _peak_bytes() -> int:
+    """Peak memory; Linux's getrusage would count what our parent had when it started us."""
+    try:
+        said = Path("/proc/self/status").read_text()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    return 1024 * int(said.partition("VmHWM:")[2].split()[0])
 
 
 _STARTED_S = time.clock_gettime(time.CLOCK_MONOTONIC)

@@ -117,7 +117,8 @@ def test_every_count_is_the_oracles_row(
 def test_experts_are_there_where_their_owners_allow_it(
     run: SiloDeployment, mixture: dict[str, Any]
 ) -> None:
-    assert [expert["enabled"] for expert in mixture["experts"]] == [True, True, False, False]
+    shares = [expert["share"] for expert in mixture["experts"]]
+    assert shares == ["public", "operator", "never", "never"]
     for index in (2, 3):
         assert not (run.run / "mixture" / "experts" / str(index)).exists()
         (kept,) = (run.folder / "c" / "experts").glob(f"*/{index}/model.safetensors")

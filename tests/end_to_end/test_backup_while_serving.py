@@ -40,7 +40,7 @@ def test_a_backup_made_while_serving_is_continued_to_the_end(deploy: Deploy) -> 
         run.node("a")
     status = run.wait_phase("finished")
     assert len(status["routing"]) == 120
-    assert (run.run / "mixture" / "mixture.json").exists()
+    wait_for(lambda: (run.run / "mixture" / "mixture.json").exists(), "the mixture")
     assert run.children.pop("a").wait(60) == 0, run.log("a")
 
 
