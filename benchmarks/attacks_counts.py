@@ -26,6 +26,7 @@ from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.redos import SCORED
 from smalltalk_fed.core.units import Result, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import PeerError
 from smalltalk_fed.host.blobs import BlobStore
@@ -73,7 +74,11 @@ def work_s(manifest: RunManifest, unit: Unit) -> float:
     audit = key.kind is UnitKind.AUDIT
     match kind:
         case UnitKind.ROUTER_ROUND:
-            tokens = 7 * sample * prefix if audit else (3 * chunk / experts + chunk) * prefix
+            training, scored = 3 * chunk / experts, 7 * sample if audit else chunk
+            if unit.redo:
+                scored = SCORED * sample
+            trains = unit.redo or not audit
+            tokens = (scored + training * trains) * prefix
         case UnitKind.SHARD:
             tokens = (sample if audit else chunk) * experts * prefix
         case UnitKind.TRAIN_EXPERT if audit:

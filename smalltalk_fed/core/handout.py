@@ -129,7 +129,8 @@ def _audit_unit(state: HardState, key: UnitKey) -> Unit:
                 inputs.append(named("routed", routed))
             routers = enumerate(final_routers(state))
             inputs += [named(f"router-{expert}", ref) for expert, ref in routers]
-    return Unit(key, tuple(inputs), weights=made.weights, sample=audit.sample)
+    redo = audit.redo_from > 0
+    return Unit(key, tuple(inputs), weights=made.weights, sample=audit.sample, redo=redo)
 
 
 def handed_out_from(state: HardState, key: UnitKey, step: int) -> bool:
