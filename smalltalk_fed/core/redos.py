@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.state import HardState
+from smalltalk_fed.core.units import UnitKey
 
 BACKWARD = 3  # training on a token costs so many times what scoring it does
 SCORED = 9  # sets of `audit.sample_sequences` that such an opinion scores
@@ -55,6 +56,12 @@ def may_redo(state: HardState) -> bool:
     part, each = redo_part(state.manifest), state.experts
     granted = min(part * state.round * each + each, part * state.rounds_total * each)
     return state.redos + 1 <= granted
+
+
+def is_redo(state: HardState, key: UnitKey) -> bool:
+    """Whether a router's round is trained again for this opinion."""
+    audit = state.audits.get(key.target)
+    return audit is not None and 0 < audit.redo_from <= key.index
 
 
 def _trained(manifest: RunManifest) -> int:
