@@ -93,7 +93,7 @@ class Liar:
             case "wrong_domain":
                 return self.do(unit, inputs | {"segment": self._outside(unit, inputs["segment"])})
             case "accusing":
-                count = opinion_scores(self.manifest, UnitKey.parse(key.target))
+                count = opinion_scores(self.manifest, UnitKey.parse(key.target), unit.redo)
                 return {"audit": encode_scores(-self._random(unit).uniform(20, 300, count))}
             case "frozen":
                 names = outputs_of(self.manifest, key)

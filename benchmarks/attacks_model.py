@@ -42,6 +42,7 @@ OWN_NATS, ROUND_NATS = 2.5, 1.0  # of a router's own noise, and of that part tha
 LEARNING_NATS, KIND_NATS = 30.0, 15.0  # a factor of e more rounds, or more of one kind
 MEMORY_NATS, MEMORY_ERROR = 16.0, 6.0  # of what was trained on last; mean and deviation
 KEPT = 0.3  # of what was seen before, a round
+AGAIN_NATS = 1.5  # deviation of a score when the round is trained again on another machine
 EXPERT_ROUNDS = 30  # that an expert's training is like
 EXPERT_FACTOR = 1.6  # how much more an expert learns from the same
 
@@ -103,7 +104,9 @@ class Model:
             case UnitKind.AUDIT:
                 target = UnitKey.parse(unit.key.target)
                 parts = self._opinion(target, unit.sample, inputs)
-                return {"audit": encode_opinion(self.manifest, target, parts)}
+                if unit.redo:
+                    parts |= self._again(unit, inputs)
+                return {"audit": encode_opinion(self.manifest, target, parts, unit.redo)}
             case _:
                 return {}
 
@@ -161,6 +164,19 @@ class Model:
                 parts[f"{name}_before"] = self._scores(before, ids)
                 parts[f"{name}_after"] = self._scores(router, ids)
         return parts
+
+    def _again(self, unit: Unit, inputs: Blobs) -> dict[str, np.ndarray]:
+        """What a router's round gives on another machine, which rounds otherwise."""
+        target = UnitKey.parse(unit.key.target)
+        before = _state(inputs["before"]) if "before" in inputs else _fresh(target.expert)
+        share = decode_ids(inputs["share"])
+        state = self._after(before, share, target.index)
+        asked = router_sample(self.manifest, target, unit.sample, share)
+        rounding = self._noise(target.expert, target.index, 1_000_000 + unit.key.index)
+        return {
+            f"{name}_redo": self._scores(state, ids) + AGAIN_NATS * rounding[ids]
+            for name, ids in (("own", asked.own_ids), ("rest", asked.rest_ids))
+        }
 
     def _expert_opinion(self, target: UnitKey, sample: int, inputs: Blobs) -> dict[str, np.ndarray]:
         manifest, experts = self.manifest, self.manifest.experts

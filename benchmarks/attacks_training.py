@@ -76,7 +76,7 @@ class Honest:
             digests = tuple((n, hashlib.sha256(d).digest()) for n, d in sorted(inputs.items()))
             # Opinions on one result are the same, whatever their number.
             about = unit.key.target or unit.unit_id
-            what = (unit.key.kind, about, unit.sample, digests)
+            what = (unit.key.kind, about, unit.sample, unit.redo, digests)
             if what not in self.known:
                 self.known[what] = self._compute(manifest, unit, inputs)
             return self.known[what]

@@ -1,15 +1,20 @@
 """How far apart honest results and lies are, by the figures that audits go by.
 
     python benchmarks/verdicts.py [--seed 1] [--experts 4] [--rounds 24] [--chunk 2560]
-        [--domains python,scripture] [--steps 100] [--no-audits] [--corpus FOLDER] [--json]
+        [--liars 1] [--redo float32|bfloat16] [--domains python,scripture] [--steps 100]
+        [--no-audits] [--corpus FOLDER] [--json]
 
 Real rounds of the demo's recipe in one process (Algorithm 1), E routers, then E experts of
-`--steps` steps. After every round each router is audited by real opinions; every third round a
-twin of it is trained on as much text of the rest of the chunk instead of its share (`wrong`).
+`--steps` steps. After every round each router is audited by real opinions, for which the round
+is trained again with two threads and in the precision of `--redo`: how many of them would
+doubt it without that, and how many would convict it by that. Every third round a twin of an
+honest router is trained on as much text of the rest of the chunk instead of its share (`wrong`);
+the first `--liars` routers are trained so in every round from the second on (`liar`), and go on
+from there.
 Every expert is audited in its own place and in every other's (a wrong-domain expert). Prints,
 by round, the lead of the share's gain over the rest's in standard errors, gains on public text
 and share, and what `plausibility` looks at; at the end how many honest results would be found
-bad, and how many lies good. Twelve draws of the sample for each result.
+bad, and how many lies good. Six draws of the sample for each result.
 """
 
 from __future__ import annotations
@@ -42,7 +47,7 @@ from smalltalk_fed.train.experts import train_expert
 from smalltalk_fed.train.scoring import score
 from smalltalk_fed.train.units import build_router, router_round
 
-SAMPLE, POOL, DRAWS = 32, 384, 12  # opinions of many sequences, of which samples are taken
+SAMPLE, POOL, DRAWS = 64, 384, 6  # opinions of many sequences, of which samples are taken
 LIE_EVERY = 3
 
 
@@ -52,11 +57,14 @@ class Tally:
 
     count: int = 0
     bad: int = 0
+    doubted: int = 0  # without training the round again
     faults: dict[str, int] = field(default_factory=dict)
     figures: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, finding: Finding) -> None:
+    def add(self, finding: Finding, looked: Finding | None = None) -> None:
+        """`looked`: what the opinion says of a router without the round trained again."""
         self.count += 1
+        self.doubted += bool(looked and looked.doubt)
         self.bad += bool(finding.fault)
         if finding.fault:
             kind = " ".join(finding.fault.split()[:6])
@@ -69,7 +77,8 @@ class Tally:
             name: [round(float(np.quantile(values, q)), 4) for q in (0, 0.05, 0.5, 0.95, 1)]
             for name, values in self.figures.items()
         }
-        return {"count": self.count, "bad": self.bad, "faults": self.faults, "quantiles": figures}
+        counts = {"count": self.count, "bad": self.bad, "doubted": self.doubted}
+        return {**counts, "faults": self.faults, "quantiles": figures}
 
 
 def samples(parts: dict[str, np.ndarray], count: int) -> Iterator[dict[str, np.ndarray]]:
@@ -82,10 +91,15 @@ class Rounds:
     """Algorithm 1 with audits of everything."""
 
     def __init__(
-        self, manifest: RunManifest, corpus: TokenCorpus, audits: bool, keep: Path | None = None
-    ) -> None:
+        self, manifest: RunManifest, corpus: TokenCorpus, audits: bool, keep: Path | None = None,
+        liars: int = 0, redo: str = "float32",
+    ) -> None:  # fmt: skip
         self.manifest, self.corpus, self.audits, self.keep = manifest, corpus, audits, keep
-        self.honest, self.wrong = Tally(), Tally()
+        compute = manifest.config.compute.model_copy(update={"threads": 2, "train_dtype": redo})
+        config = manifest.config.model_copy(update={"compute": compute})
+        self.elsewhere = manifest.model_copy(update={"config": config})
+        self.honest, self.wrong, self.liar = Tally(), Tally(), Tally()
+        self.liars, self.leads = liars, {}
         self.by_round: list[dict[str, object]] = []
         self.routers: list[bytes | None] = [None] * manifest.experts
         self.odd: list[str] = []
@@ -101,12 +115,15 @@ class Rounds:
             results = []
             for e in range(experts):
                 share, before = ids[expert_N == e], self.routers[e]
-                result = router_round(self.manifest, self.corpus, e, number, before, share)
+                rest = np.setdiff1d(ids, share)
+                other = training_order(number, rest, min(len(share), len(rest)), "lie", e)
+                lies = e < self.liars and number > 1
+                text = np.sort(other) if lies else share
+                result = router_round(self.manifest, self.corpus, e, number, before, text)
                 results.append(result)
-                self._audit(e, number, before, result.parameters, share, self.honest, row)
-                if number % LIE_EVERY == 1 and self.audits:
-                    rest = np.setdiff1d(ids, share)
-                    other = training_order(number, rest, min(len(share), len(rest)), "lie", e)
+                tally, prefix = (self.liar, "liar ") if lies else (self.honest, "")
+                self._audit(e, number, before, result.parameters, share, tally, row, prefix)
+                if number % LIE_EVERY == 1 and self.audits and not lies:
                     lie = router_round(self.manifest, self.corpus, e, number, before, other)
                     self._audit(e, number, before, lie.parameters, share, self.wrong, row, "wrong ")
             self.routers = [result.parameters for result in results]
@@ -125,22 +142,25 @@ class Rounds:
         if not self.audits:
             return
         target = UnitKey(UnitKind.ROUTER_ROUND, expert, number)
-        auditor = Auditor(self.manifest, self.corpus, target, 1)
+        auditor = Auditor(self.elsewhere, self.corpus, target, 1, redo=True)
         data = auditor.router_round(before, after, share)
-        parts = decode_opinion(self.manifest, target, data)
-        leads = []
+        parts = decode_opinion(self.manifest, target, data, redo=True)
+        peers = {e: lead for e, lead in self.leads.items() if e != expert}
+        missing = []
         for opinion in samples(parts, SAMPLE):
-            finding = router_finding(self.manifest, opinion, opinion.get("next"), {})
-            tally.add(finding)
-            if "share_lead" in finding.figures:
-                lead = finding.figures["share_lead"] / max(1e-9, finding.figures["share_error"])
-                leads.append(lead)
-        if leads:
-            known = row.setdefault(f"{prefix}lead", [])
-            known.extend(round(lead, 2) for lead in (min(leads), max(leads)))  # type: ignore[attr-defined]
+            looked = {name: scores for name, scores in opinion.items() if "redo" not in name}
+            said = opinion.get("next")
+            finding = router_finding(self.manifest, opinion, said, peers)
+            tally.add(finding, router_finding(self.manifest, looked, said, peers))
+            missing.append(finding.figures.get("share_missing", 0.0))
+        known = row.setdefault(f"{prefix}share missing", [])
+        known.append(round(float(np.mean(missing)), 4))  # type: ignore[attr-defined]
         whole = router_finding(self.manifest, parts, None, {}).figures
-        for name in ("public_gain", "own_gain", "rest_gain"):
-            row.setdefault(prefix + name, []).append(round(whole[name], 4))  # type: ignore[attr-defined]
+        for name in ("share_lead", "redo_apart"):
+            if name in whole:
+                row.setdefault(prefix + name, []).append(round(whole[name], 4))  # type: ignore[attr-defined]
+        if tally is self.honest and number > 1:
+            self.leads[expert] = whole
 
     def _plausible(self, scores_NxE: np.ndarray, number: int, row: dict[str, object]) -> None:
         if self.keep:
@@ -204,6 +224,8 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--chunk", type=int, default=2560)
+    parser.add_argument("--liars", type=int, default=0, help="routers that always lie")
+    parser.add_argument("--redo", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--no-audits", action="store_true", help="of routers: blocks only")
     parser.add_argument("--steps", type=int, default=100, help="of each expert; 0: no experts")
     parser.add_argument("--domains", default="", help="of the text pack, all by default")
@@ -218,13 +240,17 @@ def main() -> None:
             if arguments.corpus
             else pack_corpus(Path(place), domains=domains)
         )
-        rounds = Rounds(make(arguments, corpus), corpus, not arguments.no_audits, arguments.keep)
+        rounds = Rounds(
+            make(arguments, corpus), corpus, not arguments.no_audits, arguments.keep,
+            arguments.liars, arguments.redo,
+        )  # fmt: skip
         rounds.run()
         report: dict[str, object] = {
             "rounds": rounds.by_round,
             "odd_blocks": rounds.odd,
             "router_honest": rounds.honest.summary(),
             "router_wrong_share": rounds.wrong.summary(),
+            "router_always_wrong": rounds.liar.summary(),
         }
         if arguments.steps:
             honest, wrong = experts_apart(rounds, Path(place))

@@ -193,6 +193,14 @@ class AuditSection(Section):
         description="Share of units that another node checks, besides newcomers' first ones, odd "
         "ones, and every collected expert, which are always checked; 0 checks nothing at all.",
     )
+    redo_share: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="Largest part of the run's planned work that goes into training routers' "
+        "rounds again to see whether they were trained as asked; where that is enough for all "
+        "rounds, all are. 0: only rounds that somebody doubts.",
+    )
     first_units: int = Field(
         default=2, ge=0, le=10_000, description="Units of a newcomer that are always checked."
     )

@@ -3,7 +3,9 @@
 Rules: an opinion counts as judged when the audit is settled or one more was asked for.
 Opinions of one result are numbered on, also when the result is taken back and done again, so
 that a late opinion on the old result is never taken for one on the new. A settled audit
-whose last supporter turns out a liar is open again under the same number.
+whose last supporter turns out a liar is open again under the same number. `redos` counts
+opinions for which a round is trained again, also those on results that count no more: their
+work was spent.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ def opened(state: HardState, event: ev.AuditOpened) -> None:
         state.unsettled[event.unit_id] = None
     else:
         audit.number, audit.doubt = number, event.reason
+    if event.redo:
+        audit.redo_from = audit.redo_from or number
+        state.redos += 1
     state.to_judge.pop(event.unit_id, None)
     state.came_open(audit.key)
 
@@ -163,5 +168,6 @@ def _void(state: HardState, key: UnitKey) -> None:
         state.unsettled[key.target] = None
         if audit.key.unit_id in state.finished:  # an opinion that was found wrong
             audit.number = state.asked[key.target] = state.asked[key.target] + 1
+            state.redos += bool(audit.redo_from)
     if not audit.verdict and audit.key.unit_id not in state.finished:
         state.to_judge.pop(key.target, None)

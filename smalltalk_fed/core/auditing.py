@@ -2,7 +2,8 @@
 
 Rules: a newcomer's first results, a doubted node's, finished experts, odd score blocks and a
 secret share of all others are audited; with fewer than two nodes, or `audit.rate = 0`, none,
-nor in a private run, where nobody else has the text.
+nor in a private run, where nobody else has the text. Of routers' rounds as many are trained
+again for it as `redos` pays for; those that the judge doubts are in any case.
 An opinion goes to the judge (`jobs.judge_job`, computed by the host); not good at once means
 that one more is asked for. Who was found wrong is quarantined. Where no node that may look was
 here for `audit.wait_s`, a result counts all the same, and that is said; not if somebody
@@ -20,6 +21,7 @@ from smalltalk_fed.core.leases import Leases, Timers
 from smalltalk_fed.core.messages import Judged, JudgeJob
 from smalltalk_fed.core.outbox import Outbox
 from smalltalk_fed.core.records import BAD, GOOD, WAIVED
+from smalltalk_fed.core.redos import may_redo, redo_part
 from smalltalk_fed.core.scheduling import barred
 from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.core.state import HardState
@@ -54,9 +56,9 @@ class Auditing:
     def accepted(self, event: ev.UnitAccepted, now: float) -> None:
         """A result came in: does another node look at it?"""
         self._waits.drop(event.unit_id)
-        reason = self._why(event)
+        reason, redo = self._why(event)
         if reason:
-            self._open(event.unit_id, reason, now)
+            self._open(event.unit_id, reason, now, redo=redo)
 
     def suspected(self, units: dict[str, str], now: float) -> int:
         """Score blocks look odd; returns how many of them nobody had looked at yet."""
@@ -66,35 +68,46 @@ class Auditing:
             if known or not self._state.in_phase(UnitKey.parse(unit_id)):
                 continue
             opened += 1
-            self._open(unit_id, f"it looks odd: {why[:MAX_REASON]}", now)
+            redo = self._pays_for_redo(UnitKey.parse(unit_id))
+            self._open(unit_id, f"it looks odd: {why[:MAX_REASON]}", now, redo=redo)
             if self._state.joined < NODES_NEEDED:
                 self._waive(unit_id, "no other node takes part", now)
         return opened
 
-    def _why(self, event: ev.UnitAccepted) -> str:
-        """Why a result is audited; empty if it is not."""
+    def _why(self, event: ev.UnitAccepted) -> tuple[str, bool]:
+        """Why a result is audited, empty if it is not, and whether its round is trained again."""
         config, key = self._state.manifest.config, UnitKey.parse(event.unit_id)
         if not config.audit.rate or key.kind not in AUDITED:
-            return ""
+            return "", False
         if self._state.joined < NODES_NEEDED or is_private(self._state.manifest):
-            return ""
+            return "", False
         if key.kind is UnitKind.TRAIN_EXPERT:
-            return "every finished expert is looked at" if config.expert.collects else ""
+            return "every finished expert is looked at" if config.expert.collects else "", False
+        part = redo_part(self._state.manifest) if self._pays_for_redo(key) else 0.0
         node = self._state.nodes[event.node_id]
         if node.doubted:
-            return f"its node was doubted: {node.doubted}"
+            return f"its node was doubted: {node.doubted}", part > 0
         if node.proven < config.audit.first_units:
-            return f"its node is new: {node.proven} results were found good"
+            return f"its node is new: {node.proven} results were found good", part > 0
         share, _ = draw(self._secret, event.unit_id, event.node_id, event.outputs)
-        return "drawn by chance" if share < config.audit.rate else ""
+        drawn = share < max(config.audit.rate, part)
+        return "drawn by chance" if drawn else "", share < part
 
-    def _open(self, unit_id: str, reason: str, now: float) -> None:
-        """Ask for an opinion, the first one or one more; all are on the same sample."""
+    def _pays_for_redo(self, key: UnitKey) -> bool:
+        return key.kind is UnitKind.ROUTER_ROUND and may_redo(self._state)
+
+    def _open(self, unit_id: str, reason: str, now: float, *, redo: bool = False) -> None:
+        """Ask for an opinion, the first one or one more; all are on the same sample.
+
+        `redo`: the round is trained again for it, and for all that follow.
+        """
         audit, result = self._state.audits.get(unit_id), self._state.finished[unit_id]
         _, drawn = draw(self._secret, unit_id, result.node_id, result.outputs)
         sample = drawn if audit is None else audit.sample
-        self._out.emit(ev.AuditOpened(now, unit_id, sample, reason))
-        self._out.decide(f"{unit_id} of {result.node_id} is looked at", reason)
+        redo = redo or (audit is not None and audit.redo_from > 0)
+        self._out.emit(ev.AuditOpened(now, unit_id, sample, reason, redo))
+        again = ", and done again for it" if redo else ""
+        self._out.decide(f"{unit_id} of {result.node_id} is looked at{again}", reason)
         key = self._state.audits[unit_id].key
         self._dispatch.opened(key)
         self._waits.set(key.unit_id, now)
@@ -122,7 +135,7 @@ class Auditing:
             liars = self._authors(unit_id, wrong)
             if audit.number >= MAX_OPINIONS:
                 return self._dispute(unit_id, f"{len(audit.opinions)} opinions differ", now)
-            self._open(unit_id, f"one opinion more: {reason}", now)
+            self._open(unit_id, f"one opinion more: {reason}", now, redo=outcome.redo)
         for node_id in liars:
             why = f"its opinion on {unit_id} is wrong: {reason}"
             self._exclusion.quarantine(node_id, why, now)

@@ -156,12 +156,16 @@ class SegmentsMade:
 
 @dataclass(frozen=True)
 class AuditOpened:
-    """A result waits for one more opinion before it counts; `sample` says on which sequences."""
+    """A result waits for one more opinion before it counts; `sample` says on which sequences.
+
+    `redo`: the round is trained again for it.
+    """
 
     at: float
     unit_id: str  # of the unit whose result is looked at
     sample: int
     reason: str
+    redo: bool = False
 
 
 @dataclass(frozen=True)

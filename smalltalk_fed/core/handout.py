@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from smalltalk_fed.core import seats, silos
 from smalltalk_fed.core.outputs import named, output
+from smalltalk_fed.core.redos import is_redo
 from smalltalk_fed.core.silo_book import block_count, is_private
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKey, UnitKind
@@ -129,7 +130,8 @@ def _audit_unit(state: HardState, key: UnitKey) -> Unit:
                 inputs.append(named("routed", routed))
             routers = enumerate(final_routers(state))
             inputs += [named(f"router-{expert}", ref) for expert, ref in routers]
-    return Unit(key, tuple(inputs), weights=made.weights, sample=audit.sample)
+    redo = is_redo(state, key)
+    return Unit(key, tuple(inputs), weights=made.weights, sample=audit.sample, redo=redo)
 
 
 def handed_out_from(state: HardState, key: UnitKey, step: int) -> bool:

@@ -82,6 +82,7 @@ def judge_job(state: HardState, audit: Audit) -> JudgeJob:
         audit.sample,
         opinions,
         _peers(state, key),
+        audit.redo_from,
     )
 
 

@@ -254,7 +254,8 @@ class JudgeJob:
 
     `target`: the unit with the inputs that it was handed out with; `outputs`, `figures`: of
     its result; `opinions`: unit id of the audit -> what it brought, in the order of arrival.
-    `peers`: figures of the settled audits of the other experts, by expert.
+    `peers`: figures of the settled audits of the other experts, by expert. `redo_from`: number
+    of the first opinion for which the round was trained again; 0: none.
     """
 
     job_id: str
@@ -264,6 +265,7 @@ class JudgeJob:
     sample: int
     opinions: tuple[tuple[str, BlobRef], ...]
     peers: dict[int, dict[str, float]] = field(default_factory=dict)
+    redo_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -306,7 +308,8 @@ class Suspects:
 class Judged:
     """What a `JudgeJob` found. `verdict`: good, bad, or open (one more opinion is needed).
 
-    `wrong`: ids of the opinions that don't fit what was found.
+    `wrong`: ids of the opinions that don't fit what was found. `redo`: only training the round
+    again can tell.
     """
 
     job_id: str
@@ -314,6 +317,7 @@ class Judged:
     reason: str
     figures: dict[str, float] = field(default_factory=dict)
     wrong: tuple[str, ...] = ()
+    redo: bool = False
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class Audit:
     verdict: str = ""  # GOOD, BAD, WAIVED; empty while it is open
     why: str = ""  # the verdict's reason
     figures: dict[str, float] = field(default_factory=dict)
+    redo_from: int = 0  # number of the first opinion that trains the round again; 0: none
 
     @property
     def key(self) -> UnitKey:

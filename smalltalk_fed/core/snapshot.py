@@ -19,7 +19,7 @@ from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import WorldError, shown
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def to_json(state: HardState) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def to_json(state: HardState) -> dict[str, Any]:
         "segments": asdict(state.segments) if state.segments else None,
         "audits": [vars(audit) for audit in state.audits.values()],
         "asked": dict(state.asked),
+        "redos": state.redos,
         "waived": dict(state.waived),
         "withdrawn": [vars(each) for each in state.withdrawn.values()],
         "to_judge": list(state.to_judge),
@@ -81,6 +82,7 @@ def from_json(manifest: RunManifest, data: dict[str, Any]) -> HardState:
             segments=_event(ev.SegmentsMade, data["segments"]) if data["segments"] else None,
             audits={each["unit_id"]: Audit(**each) for each in data["audits"]},
             asked=data["asked"],
+            redos=data["redos"],
             waived=data["waived"],
             withdrawn={each["expert"]: _withdrawn(each) for each in data["withdrawn"]},
             last_at=data["last_at"],

@@ -47,6 +47,7 @@ class HardState:
     segments: ev.SegmentsMade | None = None
     audits: dict[str, Audit] = field(default_factory=dict)  # of this and the last rounds' results
     asked: dict[str, int] = field(default_factory=dict)  # result's unit -> opinions asked so far
+    redos: int = 0  # opinions so far for which a router's round is trained again
     waived: dict[str, str] = field(default_factory=dict)  # the latest, with their reasons
     withdrawn: dict[int, ev.ExpertWithdrawn] = field(default_factory=dict)  # by expert
     last_at: float = 0.0  # time of the latest event

@@ -133,7 +133,8 @@ class Unit:
     `start_step` > 0: an expert goes on at this step from the input "state", the weights that
     were collected there. `weights`: the experts' shares of a slice; empty: as configured. In a
     private run: each expert's part of all silos' training text.
-    `sample`: which sequences an audit looks at; drawn after the result was in.
+    `sample`: which sequences an audit looks at; drawn after the result was in. `redo`: an audit
+    of a router's round trains the round again, and looks at what comes of it too.
     `prices`: nats by which the routers' scores are corrected, one an expert; empty: not at all.
     """
 
@@ -143,6 +144,7 @@ class Unit:
     weights: tuple[float, ...] = ()
     sample: int = 0
     prices: tuple[float, ...] = ()
+    redo: bool = False
 
     @property
     def unit_id(self) -> str:

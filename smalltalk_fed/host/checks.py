@@ -24,8 +24,12 @@ from smalltalk_fed.wire.tensors import check_finite, check_weights, expected_lla
 WORST_MEAN = 1.5  # times a uniform guess's score: the mean of a block must be better
 
 
-def check_result(manifest: RunManifest, result: Result, blobs: BlobStore) -> None:
+def check_result(
+    manifest: RunManifest, result: Result, blobs: BlobStore, redo: bool = False
+) -> None:
     """Check every output of `result` against the manifest.
+
+    `redo`: it is an opinion for which a router's round is trained again.
 
     Raises:
         Refused: a blob was not uploaded.
@@ -38,7 +42,7 @@ def check_result(manifest: RunManifest, result: Result, blobs: BlobStore) -> Non
         if blobs.size(ref.digest) != ref.size:
             raise Malformed(f"output '{ref.name}' of {result.unit_id} has another size than said")
         try:
-            _check_output(manifest, key, ref, blobs)
+            _check_output(manifest, key, ref, blobs, redo)
         except DamagedBlob:  # our disk's fault: it was moved aside, and must come again
             raise Refused(
                 f"output '{ref.name}' of {result.unit_id} was damaged; put it again"
@@ -47,13 +51,15 @@ def check_result(manifest: RunManifest, result: Result, blobs: BlobStore) -> Non
             raise Malformed(f"output '{ref.name}' of {result.unit_id}: {error}") from None
 
 
-def _check_output(manifest: RunManifest, key: UnitKey, ref: BlobRef, blobs: BlobStore) -> None:
+def _check_output(
+    manifest: RunManifest, key: UnitKey, ref: BlobRef, blobs: BlobStore, redo: bool
+) -> None:
     if ref.name == "scores":
         data = blobs.get(ref.digest)
         scores = decode_scores(data, manifest.config.router.chunk_sequences)
         _check_range(manifest, scores, step_nats(data))
     elif ref.name == "audit":
-        decode_opinion(manifest, UnitKey.parse(key.target), blobs.get(ref.digest))
+        decode_opinion(manifest, UnitKey.parse(key.target), blobs.get(ref.digest), redo)
     elif ref.name == "experts":
         if key.index == HELDOUT:
             count = manifest.heldout_sequences

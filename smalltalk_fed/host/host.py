@@ -25,7 +25,9 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.events import ExpertWithdrawn
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.redos import is_redo
 from smalltalk_fed.core.retention import needed_blobs, withdrawn_blobs
+from smalltalk_fed.core.units import UnitKey
 from smalltalk_fed.errors import DamagedBlob, OurError, PeerError, SmalltalkError, WorldError
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.checks import check_result
@@ -109,7 +111,8 @@ class Host:
             )
         checked = to_check(self.coordinator.state, message)
         for result in checked:
-            await asyncio.to_thread(check_result, self.manifest, result, self.blobs)
+            redo = is_redo(self.coordinator.state, UnitKey.parse(result.unit_id))
+            await asyncio.to_thread(check_result, self.manifest, result, self.blobs, redo)
         self._conversations += 1
         conversation = self._conversations
         future: asyncio.Future[msg.Answer] = asyncio.get_running_loop().create_future()

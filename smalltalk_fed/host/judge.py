@@ -6,16 +6,19 @@ score by score, within what machines differ by (`verdict.agree`). Those two are 
 it the result is good or bad, and every opinion beside it is wrong. Bytes that are no opinion
 are wrong at once. So nobody is found guilty on less than the word of two others, and a lone
 liar costs one opinion more. Two that lie alike and come first would be believed.
+What a router was trained on, gains only make doubtful (`redo`): then the round is trained again
+for all opinions that follow, and only two nodes that did so convict. A doubter's scores are held
+against theirs where both have them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.messages import Judged, JudgeJob
-from smalltalk_fed.core.units import HELDOUT, UnitKind
+from smalltalk_fed.core.units import HELDOUT, UnitKey, UnitKind
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.mixture.audit import Scores, decode_opinion, next_places, slice_places
 from smalltalk_fed.mixture.idlists import decode_experts
@@ -37,34 +40,52 @@ def judge(manifest: RunManifest, job: JudgeJob, blobs: BlobStore) -> Judged:
     Raises DamagedBlob when the result's or an opinion's bytes are gone.
     """
     opinions: dict[str, Opinion] = {}
-    wrong = []
+    wrong, redone = [], []
     for unit_id, ref in job.opinions:
+        redo = 0 < job.redo_from <= UnitKey.parse(unit_id).index
         try:
-            opinions[unit_id] = decode_opinion(manifest, job.target.key, blobs.need(ref))
+            data = blobs.need(ref)
+            opinions[unit_id] = decode_opinion(manifest, job.target.key, data, redo)
+            redone += [unit_id] if redo else []
         except ValueError:
             wrong.append(unit_id)
-    truth = _truth(manifest, opinions)
+    truth = _truth(manifest, opinions, redone or list(opinions))
     if truth is None and len(opinions) != 1:
         why = f"none of {len(job.opinions)} opinions agree with each other"
         return Judged(job.job_id, "open", why, wrong=tuple(wrong))
     spoke = truth or tuple(opinions)
     finding = _finding(manifest, job, opinions[spoke[0]], blobs)
-    if truth is not None:
+    proof = [unit_id for unit_id in spoke if unit_id in redone or not finding.redone]
+    convicts = len(proof) > 1 and not finding.doubt
+    verdict = "good" if not finding.fault else "bad" if convicts else "open"
+    if truth is not None and verdict != "open":
         wrong = [unit_id for unit_id, _ in job.opinions if unit_id not in truth]
-    verdict = "good" if not finding.fault else "open" if truth is None else "bad"
     if truth is not None:
         why = f"{len(truth)} of {len(job.opinions)} opinions agree"
     else:
         why = "by one opinion"
     reason = f"{finding.fault or 'what it should be'} ({why})"
-    return Judged(job.job_id, verdict, reason, finding.figures, tuple(wrong))
+    figures, redo = finding.figures, finding.doubt
+    return Judged(job.job_id, verdict, reason, figures, tuple(wrong), redo)
 
 
-def _truth(manifest: RunManifest, opinions: Mapping[str, Opinion]) -> tuple[str, ...] | None:
-    """The largest group that agrees with one of its own, of equals the earliest; two or more."""
+def _truth(
+    manifest: RunManifest, opinions: Mapping[str, Opinion], heard: Sequence[str]
+) -> tuple[str, ...] | None:
+    """The largest group that agrees with one of `heard`, that one first; two or more.
+
+    Of equals the earliest.
+    """
     groups = [
-        tuple(other for other in opinions if other == one or _alike(manifest, opinions, one, other))
-        for one in opinions
+        (
+            one,
+            *(
+                other
+                for other in opinions
+                if other != one and _alike(manifest, opinions, one, other)
+            ),
+        )
+        for one in heard
     ]
     best = max(groups, key=len, default=())
     return best if len(best) > 1 else None

@@ -10,6 +10,8 @@ the log-likelihood of K prefixes under one model:
                                               after the round; not without held-out text
                    own_before, _after         the router's share of chunk r
                    rest_before, _after        the rest of chunk r; not for a lone expert
+                   own_redo, rest_redo        the same two, if the round was trained again for
+                                              the opinion, under what came of that
     shard          router_0 .. router_E-1     a slice, or the held-out text, under all routers
     train_expert   own_expert, own_router,    held-out text that is routed to the expert, under
                    own_others                 it, its router, and the other routers' mean
@@ -17,7 +19,7 @@ the log-likelihood of K prefixes under one model:
                    whole                      all S tokens of sequences of its segment under
                                               the expert, as if M - 1 of them were predicted
 
-Rules: the layout follows from manifest and unit alone, the sample from the unit's `sample`,
+Rules: the layout follows from manifest, unit and its `redo`, the sample from its `sample`,
 which nobody knows before the result is in; both by keyed permutations, so that auditor and
 judge draw the same. Sets smaller than K are gone through again. Where no held-out sequence
 is routed to an expert, or none elsewhere, training text takes its place. Scores are kept
@@ -64,8 +66,8 @@ class ExpertSample:
     whole_ids: Ids  # of the training split
 
 
-def parts_of(manifest: RunManifest, target: UnitKey) -> tuple[str, ...]:
-    """The parts of an opinion on a result of `target`, in order."""
+def parts_of(manifest: RunManifest, target: UnitKey, redo: bool = False) -> tuple[str, ...]:
+    """The parts of an opinion on a result of `target`, in order; `redo`: it was trained again."""
     alone = manifest.experts == 1
     if target.kind is UnitKind.SHARD:
         return tuple(f"router_{expert}" for expert in range(manifest.experts))
@@ -75,18 +77,20 @@ def parts_of(manifest: RunManifest, target: UnitKey) -> tuple[str, ...]:
         models = ("expert", "router", "others")
         return (*(f"{text}_{each}" for text in ("own", "other") for each in models), "whole")
     last = target.index == manifest.config.router.rounds
+    again = ("own_redo",) if alone else ("own_redo", "rest_redo")
     return (
         *(() if last else ("next",)),
         *(("public_before", "public_after") if manifest.heldout_sequences else ()),
         "own_before",
         "own_after",
         *(() if alone else ("rest_before", "rest_after")),
+        *(again if redo else ()),
     )
 
 
-def opinion_scores(manifest: RunManifest, target: UnitKey) -> int:
+def opinion_scores(manifest: RunManifest, target: UnitKey, redo: bool = False) -> int:
     """How many scores an opinion on `target` holds."""
-    return manifest.config.audit.sample_sequences * len(parts_of(manifest, target))
+    return manifest.config.audit.sample_sequences * len(parts_of(manifest, target, redo))
 
 
 def uniform_nats(manifest: RunManifest) -> float:
@@ -94,21 +98,26 @@ def uniform_nats(manifest: RunManifest) -> float:
     return (manifest.config.sequence.prefix - 1) * math.log(manifest.vocabulary)
 
 
-def encode_opinion(manifest: RunManifest, target: UnitKey, parts: Mapping[str, ArrayLike]) -> bytes:
+def encode_opinion(
+    manifest: RunManifest, target: UnitKey, parts: Mapping[str, ArrayLike], redo: bool = False
+) -> bytes:
     """Encode an opinion; `parts` are K scores each, by name. What is no number is the worst."""
     worst = -WORST * uniform_nats(manifest)
-    scores = np.concatenate([np.asarray(parts[name]) for name in parts_of(manifest, target)])
+    names = parts_of(manifest, target, redo)
+    scores = np.concatenate([np.asarray(parts[name]) for name in names])
     scores = np.nan_to_num(scores, nan=worst, posinf=worst, neginf=worst)
     return encode_scores(np.clip(scores, worst, 0.0).astype(np.float32))
 
 
-def decode_opinion(manifest: RunManifest, target: UnitKey, data: bytes) -> dict[str, Scores]:
+def decode_opinion(
+    manifest: RunManifest, target: UnitKey, data: bytes, redo: bool = False
+) -> dict[str, Scores]:
     """Decode an opinion to its parts.
 
     Raises ValueError, naming what is wrong, for anything but the right number of scores.
     """
-    scores = decode_scores(data, opinion_scores(manifest, target))
-    names = parts_of(manifest, target)
+    scores = decode_scores(data, opinion_scores(manifest, target, redo))
+    names = parts_of(manifest, target, redo)
     return dict(zip(names, np.split(scores, len(names)), strict=True))
 
 

@@ -7,12 +7,14 @@ the M - 1 predicted tokens of a prefix. Limits come from measurements in docs/ex
 costs another audit.
 
 What a router's round is held to: its score block is what its parameters give; it is not much
-worse on public text; it gained on its share, not only on the rest of the chunk, within what
-chance does to so small a sample. A slice's division must be the best one under
-the loads that the sample has: any part of an optimal assignment is optimal for its own loads,
-so no prices are needed. An expert guesses better than uniformly, is about as good as its
-peers, and is no worse on text the more its router prefers it, compared at the same difficulty:
-what all routers together find.
+worse on public text. What it was trained on, a look at its gains can't prove: if they are less
+on its share than its peers' are, or than on the rest, that is a `doubt`, and the round is
+trained again. What comes of that is held against what was handed in, sequence by sequence: an
+honest router is the same up to what rounding becomes in a training. A slice's division
+must be the best one under the loads that the sample has: any part of an optimal assignment is
+optimal for its own loads, so no prices are needed. An expert guesses better than uniformly, is
+about as good as its peers, and is no worse on text the more its router prefers it, compared at
+the same difficulty: what all routers together find.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ TOLERANCE_NATS = {"float32": 0.002, "bfloat16": 0.04}
 STEP_NATS = 1 / 16  # of the rounding of both score blocks
 # How much worse on text of all kinds a router may be after a round, in nats a token.
 PUBLIC_LOSS_NATS = 0.5
-# Part of the rest's gain that the share's must reach, give or take so many standard errors.
-# While everything is new all text gains, and what a router knows already the least.
-SHARE_PART, SHARE_ERRORS = 0.9, 4.0
+# Part of the rest's gain that the share's must reach, give or take so many standard errors,
+# or it is doubted. While everything is new all text gains, and what a router knows already least.
+SHARE_PART, SHARE_ERRORS = 0.9, 2.0
 # Part of what a random division loses that a greedy one may lose; the optimal one loses none.
 GREEDY_LOSS = 0.5
 # Standard errors by which an expert's scores may fall as its router's preference rises.
@@ -46,20 +48,30 @@ EXPERT_ERRORS = 4.0
 # trained, or on noise, guesses, and a sample has its own chance.
 GUESSING_MARGIN_NATS = 0.25
 # By how much an expert may be worse than its router on its own text and, then, further behind
-# its peers' median, nats a token. Honest experts of one run differed by 0.35.
-BEHIND_ROUTER_NATS, PEER_MARGIN_NATS = 0.25, 0.5
+# its peers' median, nats a token, beside so many of their spreads. Honest experts of one run
+# differed by 0.35.
+BEHIND_ROUTER_NATS, PEER_MARGIN_NATS, PEER_SPREADS = 0.25, 0.5, 4.0
 # Part of the usual lead of a share's gain that a router's must reach, give or take so many
-# standard errors: what a router was trained on it knows better, more so at a high rate.
-PEER_PART, PEER_ERRORS = 0.5, 6.0
+# standard errors, or it is doubted: what it was trained on it knows better.
+PEER_PART, PEER_ERRORS = 0.5, 2.0
+# How far a router's scores may typically be (root mean square, nats a token) from those of the
+# same round trained again on another machine.
+REDO_APART_NATS = 0.05
 PEERS = 3  # with fewer there is no telling who is the odd one
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What an opinion says of a result; no `fault`: it is good."""
+    """What an opinion says of a result; no `fault`: it is good.
+
+    `doubt`: the fault is no proof, and only training the round again can tell. `redone`: it is
+    what came of that.
+    """
 
     fault: str = ""
     figures: dict[str, float] = field(default_factory=dict)
+    doubt: bool = False
+    redone: bool = False
 
 
 def tolerance_nats(manifest: RunManifest) -> float:
@@ -70,9 +82,19 @@ def tolerance_nats(manifest: RunManifest) -> float:
 
 
 def agree(manifest: RunManifest, one: Mapping[str, Scores], other: Mapping[str, Scores]) -> bool:
-    """Whether two opinions are the same within tolerance, every score of them."""
-    limit = tolerance_nats(manifest)
-    return all(float(np.abs(one[name] - other[name]).max()) <= limit for name in one)
+    """Whether two opinions are the same within tolerance: every score that both have.
+
+    Of rounds that were trained again the typical difference counts, not the largest.
+    """
+    limit, tokens = tolerance_nats(manifest), manifest.config.sequence.prefix - 1
+    for name in one.keys() & other.keys():
+        apart_K = one[name].astype(np.float64) - other[name]
+        if name.endswith("_redo"):
+            if math.sqrt(float(np.mean(apart_K**2))) > REDO_APART_NATS * tokens:
+                return False
+        elif float(np.abs(apart_K).max()) > limit:
+            return False
+    return True
 
 
 def router_finding(
@@ -81,7 +103,7 @@ def router_finding(
     said_K: Scores | None,
     peers: Mapping[int, Mapping[str, float]],
 ) -> Finding:
-    """Judge a router's round.
+    """Judge a router's round: by what came of it again if the opinion has that, else by its gains.
 
     `said_K`: its score block at the opinion's places, if it has one; `peers`: the figures of
     other routers' late rounds that were found good.
@@ -100,23 +122,53 @@ def router_finding(
         if bad:
             why = f"{bad} of {len(errors)} scores are not its router's, by up to {errors.max():.1f}"
             return Finding(f"{why} nats", figures)
+    if "rest" in gains:
+        figures["share_lead"] = figures["own_gain"] - figures["rest_gain"]
+        errors = (_standard_error(gains[name]) for name in ("own", "rest"))
+        figures["share_error"] = math.hypot(*errors) / tokens
+    if "own_redo" in opinion:
+        return _redone_finding(opinion, tokens, figures)
     for name, text in (("public", "held-out text"), ("own", "its own share")):
         if figures.get(f"{name}_gain", 0.0) < -PUBLIC_LOSS_NATS:
             lost = -figures[f"{name}_gain"]
             return Finding(f"the router got worse on {text} by {lost:.2f} nats a token", figures)
-    if "rest" in gains:
-        lead = figures["own_gain"] - figures["rest_gain"]
-        error = math.hypot(*(_standard_error(gains[name]) for name in ("own", "rest"))) / tokens
-        figures["share_lead"], figures["share_error"] = lead, error
-        needed = (SHARE_PART - 1) * max(0.0, figures["rest_gain"]) - SHARE_ERRORS * error
-        if lead < needed:
-            why = f"the router gained {-lead:.3f} nats a token less on its share than on the rest"
-            return Finding(why, figures)
-        others = [float(known["share_lead"]) for known in peers.values() if "share_lead" in known]
-        usual = float(np.median(others)) if len(others) >= PEERS else 0.0
-        if usual > 0 and lead < PEER_PART * usual - PEER_ERRORS * error:
-            why = f"the router gained {lead:.3f} nats a token more on its share than on the rest"
-            return Finding(f"{why}, where others gained {usual:.3f}", figures)
+    doubt = _lead_doubt(figures, peers)
+    return Finding(doubt, figures, doubt=bool(doubt))
+
+
+def _lead_doubt(figures: dict[str, float], peers: Mapping[int, Mapping[str, float]]) -> str:
+    """Why a router's gains look as if it was trained on other text; empty if they don't."""
+    if "share_lead" not in figures:
+        return ""
+    lead, error = figures["share_lead"], figures["share_error"]
+    if lead < (SHARE_PART - 1) * max(0.0, figures["rest_gain"]) - SHARE_ERRORS * error:
+        return f"the router gained {-lead:.3f} nats a token less on its share than on the rest"
+    others = [float(known["share_lead"]) for known in peers.values() if "share_lead" in known]
+    usual = float(np.median(others)) if len(others) >= PEERS else 0.0
+    if usual > 0 and lead < PEER_PART * usual - PEER_ERRORS * error:
+        why = f"the router gained {lead:.3f} nats a token more on its share than on the rest"
+        return f"{why}, where others gained {usual:.3f}"
+    return ""
+
+
+def _redone_finding(
+    opinion: Mapping[str, Scores], tokens: int, figures: dict[str, float]
+) -> Finding:
+    """Hold a router against the one that its share makes, sequence by sequence.
+
+    `redo_apart`: the typical difference of their scores (root mean square), nats a token.
+    """
+    apart_2K = np.concatenate(
+        [
+            opinion[f"{name}_after"].astype(np.float64) - opinion[f"{name}_redo"]
+            for name in ("own", "rest")
+            if f"{name}_redo" in opinion
+        ]
+    )
+    distance = figures["redo_apart"] = math.sqrt(float(np.mean(apart_2K**2))) / tokens
+    if distance > REDO_APART_NATS:
+        why = f"the router is {distance:.3f} nats a token from what its share makes of it"
+        return Finding(why, figures, redone=True)
     return Finding("", figures)
 
 
@@ -181,7 +233,7 @@ def expert_finding(
         behind = float(np.median(others)) - figures["own_lead"]
         spread = float(np.median(np.abs(np.array(others) - np.median(others))))
         worse = -figures["own_lead"]
-        if worse > BEHIND_ROUTER_NATS and behind > PEER_MARGIN_NATS + SHARE_ERRORS * spread:
+        if worse > BEHIND_ROUTER_NATS and behind > PEER_MARGIN_NATS + PEER_SPREADS * spread:
             why = f"the expert is worse than its router by {worse:.2f} nats a token"
             return Finding(f"{why}, and {behind:.2f} behind its peers", figures)
     return Finding("", figures)

@@ -28,7 +28,7 @@ from smalltalk_fed.core.messages import (
     SegmentsJob,
     Suspects,
 )
-from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKind
+from smalltalk_fed.core.units import HELDOUT, BlobRef, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import OurError
 from smalltalk_fed.mixture.assignment import equal_capacity, random_assignment, weighted_capacity
 from smalltalk_fed.mixture.idlists import HEADER_BYTES, decode_ids, encode_ids
@@ -89,7 +89,7 @@ class Blobs:
 def output_refs(manifest: RunManifest, unit: Unit, names: tuple[str, ...]) -> tuple[BlobRef, ...]:
     """The outputs of `unit`, whoever computes it; all opinions on a result are the same."""
     inputs = ",".join(ref.digest for ref in unit.inputs)
-    of = f"{unit.key.target}|{unit.sample}" if unit.key.target else unit.unit_id
+    of = f"{unit.key.target}|{unit.sample}|{unit.redo}" if unit.key.target else unit.unit_id
     made_from = f"{of}|{inputs}|{unit.start_step}|{unit.weights}"
     return tuple(
         BlobRef(name, _digest(f"{made_from}|{name}"), _size(manifest, unit, name)) for name in names
@@ -135,17 +135,28 @@ def inputs_of(job: Job) -> tuple[BlobRef, ...]:
 
 
 def judge(job: JudgeJob, blobs: Blobs) -> Judged:
-    """One opinion may find a result good; two that agree decide, and the others are wrong."""
+    """One opinion may find a result good; two that agree decide, and the others are wrong.
+
+    A look at a round that was trained otherwise only leads to doubt; those for whom it was
+    trained again see it, and whether what the doubters said fits.
+    """
+    said_of = {unit_id: ref.digest for unit_id, ref in job.opinions}
+    heard = [each for each in said_of if UnitKey.parse(each).index >= job.redo_from]
     alike: dict[str, list[str]] = {}
-    for unit_id, ref in job.opinions:
-        alike.setdefault(ref.digest, []).append(unit_id)
+    for unit_id in heard or said_of:
+        alike.setdefault(said_of[unit_id], []).append(unit_id)
     said, spoke = max(alike.items(), key=lambda each: len(each[1]))
-    agreed = len(spoke) > 1
-    if not agreed and len(job.opinions) > 1:
-        return Judged(job.job_id, "open", f"{len(job.opinions)} opinions differ")
+    lie, agreed = blobs.lies.get(said, ""), len(spoke) > 1
+    others = [each for each in said_of if each not in heard]
+    misfits = [each for each in others if (said_of[each] in blobs.lies) != bool(lie)]
+    if not agreed and (len(alike) > 1 or misfits):
+        return Judged(job.job_id, "open", f"{len(said_of)} opinions differ")
     fine = not any(ref.digest in blobs.lies for ref in job.outputs)
-    good = {"accuse": False, "approve": True}.get(blobs.lies.get(said, ""), fine)
-    wrong = tuple(u for u, _ in job.opinions if u not in spoke) if agreed else ()
+    good = {"accuse": False, "approve": True}.get(lie, fine)
+    hidden = any(blobs.lies.get(ref.digest) == "hidden" for ref in job.outputs)
+    if hidden and not good and not job.redo_from and job.target.key.kind is UnitKind.ROUTER_ROUND:
+        return Judged(job.job_id, "open", "it may not be what it should be", redo=True)
+    wrong = (*(each for each in heard if each not in spoke), *misfits) if agreed else ()
     verdict = "good" if good else "bad" if agreed else "open"
     reason = "what it should be" if good else "not what it should be"
     return Judged(job.job_id, verdict, reason, {}, wrong)

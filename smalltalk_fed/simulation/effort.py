@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core.redos import SCORED
 from smalltalk_fed.core.units import HELDOUT, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import OurError
 
 _BACKWARD = 3  # training on a sequence costs so many times what scoring it does
-_SCORED = 6  # parts of an audit's sample, each as large, that are scored
+_SCORED = 7  # parts of an audit's sample, each as large, that are scored
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,22 @@ class Effort:
             case UnitKind.EVALUATE:
                 return self.evaluate_s
             case UnitKind.AUDIT:
-                return self._audit_s(UnitKey.parse(unit.key.target), manifest)
+                return self._audit_s(unit, manifest)
             case UnitKind.SILO_BLOCK | UnitKind.COUNT | UnitKind.EVALUATE_SILO:
                 raise OurError(f"{unit.unit_id} in a simulated world, which has no silos")
 
-    def _audit_s(self, target: UnitKey, manifest: RunManifest) -> float:
-        """A sample instead of the whole, and no training."""
+    def _audit_s(self, unit: Unit, manifest: RunManifest) -> float:
+        """A sample instead of the whole; no training, but for rounds that are trained again."""
         config, sample = manifest.config, manifest.config.audit.sample_sequences
+        target = UnitKey.parse(unit.key.target)
         match target.kind:
             case UnitKind.ROUTER_ROUND:
                 chunk = config.router.chunk_sequences
-                whole = chunk + _BACKWARD * chunk / manifest.experts
-                return self.router_round_s * min(1.0, _SCORED * sample / whole)
+                training = _BACKWARD * chunk / manifest.experts
+                again = training + (SCORED - _SCORED) * sample if unit.redo else 0.0
+                return self.router_round_s * min(
+                    1.0, (_SCORED * sample + again) / (chunk + training)
+                )
             case UnitKind.SHARD:
                 start, stop = 0, manifest.heldout_sequences
                 if target.index != HELDOUT:

@@ -59,7 +59,7 @@ class Work:
         steps = manifest.config.expert.steps
         self._turn += 1
         self._since = self._world.now
-        whole = Unit(unit.key, unit.inputs)
+        whole = Unit(unit.key, unit.inputs, redo=unit.redo)
         reference_s = self._shared.scenario.work.of(whole, manifest)
         self._total_s = max(reference_s * mean_share(manifest, unit), 1e-3)
         begun = Checkpoint(unit.start_step / steps, unit.start_step)

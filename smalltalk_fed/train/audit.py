@@ -1,8 +1,10 @@
 """What an auditor computes: an opinion on somebody else's result, for a judge to hold against it.
 
-A few log-likelihoods of a small sample of sequences, drawn and laid out by `mixture.audit`:
-nothing is trained again. The rules of `units` hold here too: the same inputs give the same
-opinion on the same machine, and another machine's differs by rounding. Scores are computed
+A few log-likelihoods of a small sample of sequences, drawn and laid out by `mixture.audit`.
+Nothing is trained for it, but for a router's round where the unit asks for that (`redo`): from
+the state before, on the accepted share, as the worker was to. The rules of `units` hold here
+too: the same inputs give the same opinion on the same machine, and another machine's differs by
+rounding, which a training makes larger (`mixture.verdict` says by how much). Scores are computed
 as scoring computes them. An auditor never sees the score block or list that it is about, so
 that it can't repeat it, and doesn't judge.
 """
@@ -33,15 +35,16 @@ from smalltalk_fed.model.state import state_from
 from smalltalk_fed.train.device import use_threads
 from smalltalk_fed.train.experts import build_expert
 from smalltalk_fed.train.scoring import score, sequence_losses
-from smalltalk_fed.train.units import ShouldStop, build_router
+from smalltalk_fed.train.units import ShouldStop, build_router, train_router
 
 
 @dataclass(frozen=True)
 class Auditor:
     """Forms an opinion on the result of `target`, on the sequences that `sample` stands for.
 
-    Each method returns the opinion for its kind of unit. They raise Malformed when parameters
-    are not this run's, and Stopped when `should_stop` says so.
+    `redo`: it trains a router's round again. Each method returns the opinion for its kind of
+    unit. They raise Malformed when parameters are not this run's, and Stopped when
+    `should_stop` says so.
     """
 
     manifest: RunManifest
@@ -50,6 +53,7 @@ class Auditor:
     sample: int
     device: torch.device | str = "cpu"
     should_stop: ShouldStop | None = None
+    redo: bool = False
 
     def router_round(self, before: bytes | None, parameters: bytes, share_ids: np.ndarray) -> bytes:
         """Ask a router as it was before its round (None: before the first) and after it."""
@@ -58,6 +62,9 @@ class Auditor:
         drawn = router_sample(manifest, target, self.sample, share_ids)
         old = build_router(manifest, target.expert, before)
         new = build_router(manifest, target.expert, parameters)
+        models = {"before": old, "after": new}
+        if self.redo:
+            models["redo"] = self._again(before, share_ids)
         parts: dict[str, np.ndarray] = {}
         if "next" in self._parts:
             parts["next"] = self._scores([new], self.corpus.train, drawn.next_ids)[:, 0]
@@ -66,10 +73,12 @@ class Auditor:
             ("own", self.corpus.train, drawn.own_ids),
             ("rest", self.corpus.train, drawn.rest_ids),
         ):
-            if f"{name}_after" in self._parts:
-                both_Kx2 = self._scores([old, new], split, ids)
-                parts[f"{name}_before"], parts[f"{name}_after"] = both_Kx2.T
-        return encode_opinion(manifest, target, parts)
+            asked = [which for which in models if f"{name}_{which}" in self._parts]
+            if asked:
+                scores_KxA = self._scores([models[which] for which in asked], split, ids)
+                found = zip(asked, scores_KxA.T, strict=True)
+                parts |= {f"{name}_{which}": scores_K for which, scores_K in found}
+        return encode_opinion(manifest, target, parts, self.redo)
 
     def shard(self, routers: Sequence[bytes]) -> bytes:
         """Ask all routers about sequences of a slice, or of the held-out text."""
@@ -119,9 +128,23 @@ class Auditor:
 
     # -------------------------------------------------------------------------------- small
 
+    def _again(self, before: bytes | None, share_ids: np.ndarray) -> nn.Module:
+        """The router as its round should have left it."""
+        target = self.target
+        return train_router(
+            self.manifest,
+            self.corpus,
+            target.expert,
+            target.index,
+            before,
+            share_ids,
+            device=self.device,
+            should_stop=self.should_stop,
+        )[0]
+
     @property
     def _parts(self) -> tuple[str, ...]:
-        return parts_of(self.manifest, self.target)
+        return parts_of(self.manifest, self.target, self.redo)
 
     @property
     def _how(self) -> dict[str, Any]:

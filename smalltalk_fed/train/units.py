@@ -97,25 +97,21 @@ def router_round(
     """
     config, device = manifest.config, torch.device(device)
     use_threads(config.compute)
-    model = build_router(manifest, expert, parameters)
-    order = training_order(
-        config.run.seed, np.sort(share_ids), len(share_ids), "router-order", expert, round_
-    )
     prefix = config.sequence.prefix
     last_round = round_ == config.router.rounds
     part = 1.0 if last_round else 0.75  # of the unit's time, about
-    result = train(
-        model,
-        corpus.train,
-        order,
-        plan=router_plan(manifest, len(share_ids), device),
+    model, result = train_router(
+        manifest,
+        corpus,
+        expert,
+        round_,
+        parameters,
+        share_ids,
+        work_folder=work_folder,
         device=device,
-        checkpoint=checkpoint_policy(manifest, work_folder) if work_folder else None,
         on_progress=unit_progress(on_progress, 0.0, part),
         should_stop=should_stop,
     )
-    if not result.finished:
-        raise Stopped
     block = None
     if not last_round:
         next_ids = chunk_ids(
@@ -139,6 +135,43 @@ def router_round(
     if not result.tokens_per_s:  # all of it was trained before this process
         del figures["tokens_per_s"]
     return RouterRoundResult(state_to_bytes(model), block, figures)
+
+
+def train_router(
+    manifest: RunManifest,
+    corpus: TokenCorpus,
+    expert: int,
+    round_: int,
+    parameters: bytes | None,
+    share_ids: np.ndarray,
+    *,
+    work_folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: ShouldStop | None = None,
+) -> tuple[LlamaForCausalLM, TrainResult]:
+    """Train router `expert` once over its share of round `round_` (1..T): the M-step alone.
+
+    Raises Stopped when `should_stop` says so.
+    """
+    device = torch.device(device)
+    use_threads(manifest.config.compute)
+    model = build_router(manifest, expert, parameters)
+    seed = manifest.config.run.seed
+    order = training_order(seed, np.sort(share_ids), len(share_ids), "router-order", expert, round_)
+    result = train(
+        model,
+        corpus.train,
+        order,
+        plan=router_plan(manifest, len(share_ids), device),
+        device=device,
+        checkpoint=checkpoint_policy(manifest, work_folder) if work_folder else None,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+    if not result.finished:
+        raise Stopped
+    return model, result
 
 
 def shard(

@@ -144,7 +144,8 @@ BLOBS: dict[str, tuple[str, str, str]] = {
                 "public text", "the expert's number for each sequence",
                 "1 or 2 bytes a sequence"),
     "audit": ("audit: once", "log-likelihoods of a small sample of sequences under another "
-              "node's router or expert, to 1/32 nat", "2 bytes a score"),
+              "node's router or expert, or that router trained again, to 1/32 nat",
+              "2 bytes a score"),
     "router-N": ("silo_block, in a private run: every few rounds",
                  "parameters of the tiny router of this node's expert N, which is a language "
                  "model of the prefixes of this node's text", "4 bytes a parameter"),

@@ -207,6 +207,7 @@ class _Work:
             self.unit.sample,
             self.device,
             self.should_stop,
+            self.unit.redo,
         )
         match target.kind:
             case UnitKind.ROUTER_ROUND:

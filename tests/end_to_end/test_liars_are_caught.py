@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 import pytest
 from support.local_run import ADDRESSES
-from support.lying_nodes import Ended, Work, accusing, honest, play, random_scores, wrong_domain
+from support.lying_nodes import (
+    Ended,
+    Work,
+    accusing,
+    honest,
+    play,
+    random_scores,
+    wrong_domain,
+    wrong_share,
+)
 from support.tiny_units import UnitDoer
 from support.two_kinds import write_two_kinds
 
@@ -79,6 +88,16 @@ def test_random_scores_and_a_wrong_expert_are_caught_and_done_again(
     assert "its router prefers a text" in reasons["expert"]
     assert ended.state.phase.value == "finished"
     assert ended.mixture.keys() == undisturbed.mixture.keys()
+    assert ended.mixture == undisturbed.mixture
+
+
+def test_routers_trained_on_the_wrong_share_are_caught_and_trained_again(
+    run: Run, undisturbed: Ended
+) -> None:
+    ended = run(("share", wrong_share), ("dan", honest))
+    assert quarantined(ended) == {"share"}
+    (liar,) = (node for node in ended.state.nodes.values() if node.quarantined)
+    assert "from what its share makes of it" in liar.quarantined
     assert ended.mixture == undisturbed.mixture
 
 

@@ -37,18 +37,22 @@ class Court:
         scores[next_places(self.manifest, SAMPLE_SEED)] = self.truth["next"] + error
         self.put("scores", encode_scores(scores))
 
-    def opinion(self, shift=0.0, **changes):
+    def opinion(self, shift=0.0, *, redo=False, apart=0.0, **changes):
+        """`redo`: for which the round was trained again; `apart`: nats from what it should be."""
         parts = {name: scores + shift for name, scores in self.truth.items()} | changes
-        return self.blobs.put("audit", encode_opinion(self.manifest, self.target, parts))
+        if redo:
+            parts |= {f"{text}_redo": parts[f"{text}_after"] + apart for text in ("own", "rest")}
+        return self.blobs.put("audit", encode_opinion(self.manifest, self.target, parts, redo))
 
-    def judge(self, *opinions):
+    def judge(self, *opinions, redo_from=0):
         named = tuple(
             (f"audit/{number}/{self.target.unit_id}", ref)
             for number, ref in enumerate(opinions, start=1)
         )
         job = JudgeJob(
-            "judge/x", Unit(self.target), tuple(self.outputs), {}, SAMPLE_SEED, named, self.peers
-        )
+            "judge/x", Unit(self.target), tuple(self.outputs), {}, SAMPLE_SEED, named, self.peers,
+            redo_from,
+        )  # fmt: skip
         return run_job(self.manifest, job, self.folder / "blobs")
 
 
@@ -136,6 +140,80 @@ def test_the_last_round_has_no_block_to_compare(tmp_path):
     assert court.judge(court.opinion()).verdict == "good"
     worse = court.opinion(own_after=court.truth["own_before"] - 20)
     assert court.judge(worse, worse).verdict == "bad"
+
+
+FAR = 5.0  # nats; tolerated are a twentieth of one for each of 32 tokens
+
+
+@pytest.fixture
+def doubted(court):
+    """A round whose router gained less on its share than on the rest, by all who look."""
+    court.block()
+    court.truth["own_after"] = court.truth["own_before"] - 1
+    return court
+
+
+def test_gains_alone_convict_nobody_but_have_the_round_trained_again(doubted):
+    found = doubted.judge(doubted.opinion())
+    assert (found.verdict, found.wrong, found.redo) == ("open", (), True)
+    assert "on its share than on the rest" in found.reason
+    many = [doubted.opinion(shift=0.01 * number) for number in range(4)]
+    found = doubted.judge(*many)
+    assert (found.verdict, found.wrong, found.redo) == ("open", (), True)
+
+
+def test_a_router_that_is_what_its_share_makes_of_it_is_good_in_spite_of_doubts(doubted):
+    found = doubted.judge(doubted.opinion(), doubted.opinion(redo=True), redo_from=2)
+    assert (found.verdict, found.wrong) == ("good", ())
+    found = doubted.judge(doubted.opinion(redo=True), redo_from=1)
+    assert (found.verdict, found.wrong) == ("good", ())
+
+
+def test_two_for_whom_it_was_trained_again_convict_and_one_with_a_doubter_does_not(doubted):
+    doubt, again = doubted.opinion(), doubted.opinion(redo=True, apart=FAR)
+    found = doubted.judge(doubt, again, redo_from=2)
+    assert (found.verdict, found.wrong) == ("open", ())
+    assert "from what its share makes of it" in found.reason
+    other = doubted.opinion(redo=True, apart=FAR + 0.5)
+    found = doubted.judge(doubt, again, other, redo_from=2)
+    assert (found.verdict, found.wrong) == ("bad", ())
+    assert doubted.judge(again, redo_from=1).verdict == "open"
+    assert doubted.judge(again, other, redo_from=1).verdict == "bad"
+
+
+def test_who_says_that_the_training_gives_another_router_is_the_liar_once_two_others_agree(court):
+    court.block()
+    lie, good = court.opinion(redo=True, apart=FAR), court.opinion(redo=True)
+    assert court.judge(lie, redo_from=1).verdict == "open"
+    assert court.judge(lie, good, redo_from=1).verdict == "open"
+    found = court.judge(lie, good, good, redo_from=1)
+    assert (found.verdict, found.wrong) == ("good", names(1))
+
+
+def test_a_doubter_with_made_up_scores_is_found_by_those_who_train_the_round_again(court):
+    court.block()
+    lie = court.opinion(own_after=court.truth["own_before"] - 1)
+    assert court.judge(lie).redo
+    good = court.opinion(redo=True)
+    found = court.judge(lie, good, redo_from=2)
+    assert (found.verdict, found.wrong) == ("open", ())
+    found = court.judge(lie, good, good, redo_from=2)
+    assert (found.verdict, found.wrong) == ("good", names(1))
+
+
+def test_an_honest_doubter_between_a_liar_and_the_truth_stays_unharmed(doubted):
+    doubt, good = doubted.opinion(), doubted.opinion(redo=True)
+    lie = doubted.opinion(redo=True, apart=FAR)
+    undecided = doubted.judge(doubt, lie, good, redo_from=2)
+    assert (undecided.verdict, undecided.wrong) == ("open", ())
+    found = doubted.judge(doubt, lie, good, good, redo_from=2)
+    assert (found.verdict, found.wrong) == ("good", names(2))
+
+
+def test_an_opinion_without_what_was_asked_for_is_none(court):
+    court.block()
+    found = court.judge(court.opinion(), redo_from=1)
+    assert (found.verdict, found.wrong) == ("open", names(1))
 
 
 @pytest.mark.parametrize("unit_id", ["shard/0", "shard/heldout"])

@@ -29,15 +29,16 @@ def key(unit_id):
 @pytest.mark.parametrize("unit_id", UNITS)
 @pytest.mark.parametrize("experts", [1, 2, 4, 32])
 @pytest.mark.parametrize("heldout", [0, 40])
-def test_an_opinion_comes_back_as_it_went_in_and_fits_its_limit(unit_id, experts, heldout):
+@pytest.mark.parametrize("redo", [False, True])
+def test_an_opinion_comes_back_as_it_went_in_and_fits_its_limit(unit_id, experts, heldout, redo):
     manifest = audit_manifest(experts=experts, heldout=heldout)
     target = key(unit_id if experts > 3 else unit_id.replace("/1/", "/0/").replace("/3", "/0"))
-    opinion = honest_opinion(manifest, target.unit_id)
-    data = encode_opinion(manifest, target, opinion)
+    opinion = honest_opinion(manifest, target.unit_id, redo=redo)
+    data = encode_opinion(manifest, target, opinion, redo)
     assert len(data) <= size_limit(manifest, "audit")
-    found = decode_opinion(manifest, target, data)
-    assert tuple(found) == parts_of(manifest, target)
-    assert sum(map(len, found.values())) == opinion_scores(manifest, target)
+    found = decode_opinion(manifest, target, data, redo)
+    assert tuple(found) == parts_of(manifest, target, redo)
+    assert sum(map(len, found.values())) == opinion_scores(manifest, target, redo)
     for name, scores in opinion.items():
         assert np.abs(found[name] - scores).max() <= 1 / 32
 
@@ -52,6 +53,18 @@ def test_parts_that_there_is_nothing_for_are_left_out():
     assert not any("rest" in name for name in parts_of(lone, first))
     assert not any("other" in name for name in parts_of(lone, key("train_expert/0")))
     assert parts_of(manifest, key("shard/0")) == ("router_0", "router_1", "router_2", "router_3")
+
+
+def test_a_round_that_was_trained_again_has_two_parts_more_and_nothing_else_has():
+    manifest, target = audit_manifest(), key("router_round/0/1")
+    more = parts_of(manifest, target, redo=True)
+    assert more == (*parts_of(manifest, target), "own_redo", "rest_redo")
+    assert parts_of(audit_manifest(experts=1), target, redo=True)[-1] == "own_redo"
+    for other in ("shard/0", "train_expert/0"):
+        assert parts_of(manifest, key(other), redo=True) == parts_of(manifest, key(other))
+    data = encode_opinion(manifest, target, honest_opinion(manifest, target.unit_id))
+    with pytest.raises(ValueError, match="are expected"):
+        decode_opinion(manifest, target, data, redo=True)
 
 
 def test_an_opinion_of_another_unit_or_with_too_few_scores_is_none():

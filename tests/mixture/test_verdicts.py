@@ -50,24 +50,60 @@ def test_a_router_that_got_worse_is_bad(manifest, part):
     assert "got worse" in router_finding(manifest, opinion, opinion["next"], {}).fault
 
 
-def test_a_router_that_learned_from_the_rest_and_not_from_its_share_is_bad(manifest):
+def test_a_router_that_gained_less_on_its_share_than_on_the_rest_is_doubted_not_bad(manifest):
     opinion = honest_opinion(manifest, ROUND)
-    opinion["rest_after"] += 6
-    assert not router_finding(manifest, opinion, None, {}).fault  # 6 nats and 9
-    opinion["own_after"] -= 7
-    assert "on its share than on the rest" in router_finding(manifest, opinion, None, {}).fault
+    opinion["rest_after"] += 4
+    assert not router_finding(manifest, opinion, None, {}).fault  # 6 nats and 7
+    opinion["own_after"] -= 4
+    finding = router_finding(manifest, opinion, None, {})
+    assert finding.doubt and "on its share than on the rest" in finding.fault
+    opinion["next"] -= 5  # what is proved is not only doubted
+    assert not router_finding(manifest, opinion, opinion["next"] + 5, {}).doubt
 
 
-def test_a_router_that_gained_far_less_on_its_share_than_its_peers_did_is_bad(manifest):
+def test_a_router_that_gained_far_less_on_its_share_than_its_peers_did_is_doubted(manifest):
     opinion = honest_opinion(manifest, ROUND)
     opinion["own_after"] -= 3  # as much as on the rest
     peers = {e: {"share_lead": 0.5 + 0.01 * e} for e in (0, 2, 3)}
     assert not router_finding(manifest, opinion, None, {}).fault
-    assert "where others gained 0.52" in router_finding(manifest, opinion, None, peers).fault
+    finding = router_finding(manifest, opinion, None, peers)
+    assert finding.doubt and "where others gained 0.52" in finding.fault
     few = {e: peers[e] for e in (0, 2)}
     assert not router_finding(manifest, opinion, None, few).fault
     opinion["own_after"] += 10
     assert not router_finding(manifest, opinion, None, peers).fault
+
+
+def test_a_round_trained_again_decides_and_gains_do_not(manifest):
+    for seed in range(50):
+        opinion = honest_opinion(manifest, ROUND, seed, redo=True)
+        opinion["own_after"] -= 9  # it gained nothing, and that is what its share gives
+        opinion["own_redo"] -= 9
+        finding = router_finding(manifest, opinion, opinion["next"], {})
+        assert not finding.fault
+        assert 0 < finding.figures["redo_apart"] < 0.01
+        assert "share_lead" in finding.figures  # peers are measured by it
+
+
+@pytest.mark.parametrize("part", ["own", "rest"])
+def test_a_router_that_its_share_does_not_make_is_bad_however_much_it_gained(manifest, part):
+    opinion = honest_opinion(manifest, ROUND, redo=True)
+    opinion[f"{part}_after"] += 3.0  # a tenth of a nat a token
+    finding = router_finding(manifest, opinion, opinion["next"], {})
+    assert finding.redone and not finding.doubt
+    assert "from what its share makes of it" in finding.fault
+    lone = audit_manifest(experts=1)
+    alone = honest_opinion(lone, "router_round/0/1", redo=True)
+    assert not router_finding(lone, alone, alone["next"], {}).fault
+    alone["own_redo"] += 3.0
+    assert router_finding(lone, alone, alone["next"], {}).redone
+
+
+def test_scores_that_are_not_the_router_s_are_bad_whoever_trained_it_again(manifest):
+    opinion = honest_opinion(manifest, ROUND, redo=True)
+    finding = router_finding(manifest, opinion, opinion["next"] + 1, {})
+    assert "scores are not its router's" in finding.fault
+    assert not finding.redone
 
 
 def test_half_precision_is_given_more_room():
@@ -166,10 +202,22 @@ def test_an_expert_far_behind_its_peers_is_bad_once_there_are_three(manifest):
     assert not expert_finding(manifest, opinion, near).fault
 
 
-def test_opinions_agree_if_every_score_does(manifest):
+def test_opinions_agree_if_every_score_that_both_have_does(manifest):
     opinion = honest_opinion(manifest, ROUND)
     other = {name: scores + 0.9 * tolerance_nats(manifest) for name, scores in opinion.items()}
     assert agree(manifest, opinion, other)
+    redone = honest_opinion(manifest, ROUND, redo=True)
+    assert agree(manifest, opinion, redone) and agree(manifest, redone, opinion)
     other["rest_after"] = other["rest_after"].copy()
     other["rest_after"][3] += 0.2 * tolerance_nats(manifest)
     assert not agree(manifest, opinion, other)
+
+
+def test_two_that_trained_a_round_again_agree_within_what_a_training_makes_of_rounding(manifest):
+    one = honest_opinion(manifest, ROUND, redo=True)
+    other = dict(one)
+    for name in ("own_redo", "rest_redo"):
+        other[name] = one[name] + np.where(np.arange(SAMPLE) % 2, 0.5, -0.5).astype(np.float32)
+    assert agree(manifest, one, other)
+    other["own_redo"] = one["own_redo"] + 3.0
+    assert not agree(manifest, one, other)

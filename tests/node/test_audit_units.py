@@ -22,16 +22,18 @@ from smalltalk_fed.worksite.unit_inputs import check_inputs
 SAMPLE = 4242
 
 
-def opinion_of(stage: Stage, unit_id: str, **inputs: bytes) -> dict[str, np.ndarray]:
+def opinion_of(
+    stage: Stage, unit_id: str, *, redo: bool = False, **inputs: bytes
+) -> dict[str, np.ndarray]:
     """What the node says of the target of this audit; checks that it is signed."""
-    unit = replace(stage.unit(unit_id, **inputs), sample=SAMPLE)
+    unit = replace(stage.unit(unit_id, **inputs), sample=SAMPLE, redo=redo)
     said = stage.work(unit)
     assert said.finished is not None, said.failed
     assert [ref.name for ref in said.finished.outputs] == ["audit"]
     key = stage.folder.signing_key().public_bytes
     verify_result(key, "run-1", "n-1", said.incarnation, unit, said.finished)
     data = stage.loopback.blobs[said.finished.outputs[0].digest]
-    return dict(decode_opinion(stage.manifest, UnitKey.parse(unit.key.target), data))
+    return dict(decode_opinion(stage.manifest, UnitKey.parse(unit.key.target), data, redo))
 
 
 def result_of(stage: Stage, unit_id: str, **inputs: bytes) -> dict[str, bytes]:
@@ -56,6 +58,20 @@ def test_rounds_are_audited_with_and_without_a_round_before(stage: Stage) -> Non
         share=ids(8),
     )
     assert "next" not in opinion  # the last round
+
+
+def test_a_round_is_trained_again_where_the_unit_asks_for_it(stage: Stage) -> None:
+    first = result_of(stage, "router_round/0/1", share=ids())["parameters"]
+    other = result_of(stage, "router_round/0/1", share=ids(8))["parameters"]
+    apart = []
+    for parameters in (first, other):
+        opinion = opinion_of(
+            stage, "audit/1/router_round/0/1", redo=True, parameters=parameters, share=ids()
+        )
+        finding = router_finding(stage.manifest, opinion, None, {})
+        apart.append(finding.figures["redo_apart"])
+    assert apart[0] == 0
+    assert apart[1] > 0.01
 
 
 def test_divisions_are_audited(stage: Stage) -> None:

@@ -18,8 +18,8 @@ NEVER_BY_CHANCE = 1e-9  # audits are on, and none is drawn
 
 
 def audited(names: str = "abcd", **changes: Any) -> tuple[World, list[FakeNode]]:
-    """A run with audits; everybody has joined."""
-    audit = {"rate": NEVER_BY_CHANCE, "wait_s": 60.0} | changes.pop("audit", {})
+    """A run with audits, for which no round is trained again; everybody has joined."""
+    audit = {"rate": NEVER_BY_CHANCE, "wait_s": 60.0, "redo_share": 0.0} | changes.pop("audit", {})
     world = World(make_manifest(audit=audit, **changes))
     return world, [FakeNode(world, name).enrol().join() for name in names]
 

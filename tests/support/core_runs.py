@@ -49,11 +49,12 @@ class Runs(RuleBasedStateMachine):
         seed=st.booleans(),
         collect=st.sampled_from(["final", "never", "every 2 steps"]),
         rate=st.sampled_from([0.0, 1e-9, 0.5, 1.0]),
+        redo_share=st.sampled_from([0.0, 0.05, 1.0]),
         liar=st.sampled_from(["", "a", "d"]),
     )
-    def begin(self, seed: bool, collect: str, rate: float, liar: str) -> None:
+    def begin(self, seed: bool, collect: str, rate: float, redo_share: float, liar: str) -> None:
         expert = {"init": "seed" if seed else "fresh", "collect": collect, "steps": 50}
-        audit = {"rate": rate, "first_units": 1, "wait_s": 12.0}
+        audit = {"rate": rate, "first_units": 1, "wait_s": 12.0, "redo_share": redo_share}
         self.world = World(make_manifest(expert=expert, audit=audit))
         self.liar = liar if rate else ""
         self.nodes = [
@@ -284,6 +285,7 @@ def walk(seed: int, steps: int) -> World:
         seed=rng.random() < 0.3,
         collect=rng.choice(["final", "never", "every 2 steps"]),
         rate=rng.choice([0.0, 1e-9, 0.5, 1.0, 1.0]),
+        redo_share=rng.choice([0.0, 0.05, 1.0]),
         liar=rng.choice(["", "a", "d"]),
     )
     drawn = {

@@ -22,6 +22,7 @@ from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.host.journal import Journal
 from smalltalk_fed.mixture.idlists import decode_ids, encode_ids
+from smalltalk_fed.mixture.permutation import chunk_ids
 from smalltalk_fed.mixture.scores import decode_scores, encode_scores
 from smalltalk_fed.wire.signing import SigningKey
 
@@ -50,11 +51,18 @@ def wrong_domain(doer: UnitDoer, unit: Unit, inputs: Inputs) -> dict[str, bytes]
     if unit.key.kind is UnitKind.TRAIN_EXPERT:
         mine = decode_ids(inputs["segment"])
         others = np.setdiff1d(np.arange(doer.manifest.train_sequences), mine)
-        data = encode_ids(others)
-        digest = hashlib.sha256(data).hexdigest()  # another piece of work, to the doer as well
-        refs = [ref for ref in unit.inputs if ref.name != "segment"]
-        unit = replace(unit, inputs=(*refs, BlobRef("segment", digest, len(data))))
-        inputs = inputs | {"segment": data}
+        unit, inputs = _with_input(unit, inputs, "segment", encode_ids(others))
+    return honest(doer, unit, inputs)
+
+
+def wrong_share(doer: UnitDoer, unit: Unit, inputs: Inputs) -> dict[str, bytes]:
+    """Routers of all text of the chunk but their own, from the second round on."""
+    if unit.key.kind is UnitKind.ROUTER_ROUND and unit.key.index > 1:
+        router = doer.manifest.config.router
+        seed, count = doer.manifest.config.run.seed, doer.manifest.train_sequences
+        chunk = chunk_ids(seed, count, unit.key.index - 1, router.chunk_sequences)
+        data = encode_ids(np.setdiff1d(chunk, decode_ids(inputs["share"])))
+        unit, inputs = _with_input(unit, inputs, "share", data)
     return honest(doer, unit, inputs)
 
 
@@ -64,6 +72,13 @@ def accusing(doer: UnitDoer, unit: Unit, inputs: Inputs) -> dict[str, bytes]:
     if "audit" in outputs:
         outputs["audit"] = encode_scores(decode_scores(outputs["audit"]) * 0.5)
     return outputs
+
+
+def _with_input(unit: Unit, inputs: Inputs, name: str, data: bytes) -> tuple[Unit, Inputs]:
+    """Another piece of work, to the doer as well."""
+    refs = [ref for ref in unit.inputs if ref.name != name]
+    new = BlobRef(name, hashlib.sha256(data).hexdigest(), len(data))
+    return replace(unit, inputs=(*refs, new)), inputs | {name: data}
 
 
 @dataclass

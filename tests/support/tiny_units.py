@@ -18,7 +18,7 @@ Identity = tuple[object, ...]
 def identity(unit: Unit) -> Identity:
     """All that a unit's output depends on, besides the manifest."""
     inputs = tuple((ref.name, ref.digest) for ref in unit.inputs)
-    return (unit.unit_id, unit.start_step, unit.weights, unit.sample, *inputs)
+    return (unit.unit_id, unit.start_step, unit.weights, unit.sample, unit.redo, *inputs)
 
 
 @dataclass(frozen=True)

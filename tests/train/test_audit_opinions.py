@@ -45,7 +45,7 @@ def key(unit_id):
 
 def opinion_on(manifest, corpus, unit_id, ask, **more):
     auditor = Auditor(manifest, corpus, key(unit_id), SAMPLE, **more)
-    return decode_opinion(manifest, key(unit_id), ask(auditor))
+    return decode_opinion(manifest, key(unit_id), ask(auditor), auditor.redo)
 
 
 def test_the_scores_of_the_next_chunk_are_those_of_the_block(manifest, corpus, rounds):
@@ -88,6 +88,49 @@ def test_the_last_round_is_audited_without_a_block(manifest, corpus, rounds):
     )  # fmt: skip
     assert "next" not in opinion
     assert not router_finding(manifest, opinion, None, {}).fault
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_round_trained_again_gives_the_router_that_was_handed_in(
+    manifest, corpus, rounds, number
+):
+    before, result = (None, rounds[0].parameters)[number - 1], rounds[number - 1]
+    opinion = opinion_on(
+        manifest, corpus, f"router_round/0/{number}",
+        lambda a: a.router_round(before, result.parameters, SHARE), redo=True,
+    )  # fmt: skip
+    for text in ("own", "rest"):
+        assert np.array_equal(opinion[f"{text}_redo"], opinion[f"{text}_after"])
+    finding = router_finding(manifest, opinion, None, {})
+    assert not finding.fault
+    assert finding.figures["redo_apart"] == 0
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("wrong", ["other text", "half of it", "not at all"])
+def test_a_router_that_was_trained_otherwise_is_not_the_one_that_its_share_makes(
+    manifest, corpus, rounds, number, wrong
+):
+    before = (None, rounds[0].parameters, rounds[1].parameters)[number - 1]
+    text = {"other text": SHARE + 1, "half of it": SHARE[::2], "not at all": SHARE[:1]}[wrong]
+    lie = router_round(manifest, corpus, 0, number, before, text).parameters
+    opinion = opinion_on(
+        manifest, corpus, f"router_round/0/{number}",
+        lambda a: a.router_round(before, lie, SHARE), redo=True,
+    )  # fmt: skip
+    finding = router_finding(manifest, opinion, None, {})
+    assert finding.redone and "from what its share makes of it" in finding.fault
+
+
+def test_half_precision_makes_nearly_the_same_router(make_run, corpus, rounds):
+    rough = make_run(audit={"sample_sequences": 8}, compute={"train_dtype": "bfloat16"})
+    opinion = opinion_on(
+        rough, corpus, "router_round/0/2",
+        lambda a: a.router_round(rounds[0].parameters, rounds[1].parameters, SHARE), redo=True,
+    )  # fmt: skip
+    finding = router_finding(rough, opinion, None, {})
+    assert not finding.fault
+    assert finding.figures["redo_apart"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +208,10 @@ def test_an_auditor_says_no_to_parameters_of_another_run_and_stops_when_told(
     busy = Auditor(manifest, corpus, key("router_round/0/1"), SAMPLE, should_stop=lambda: True)
     with pytest.raises(Stopped):
         busy.router_round(None, rounds[0].parameters, SHARE)
+    calls = iter([False] * 3)
+    later = Auditor(
+        manifest, corpus, key("router_round/0/1"), SAMPLE,
+        should_stop=lambda: next(calls, True), redo=True,
+    )  # fmt: skip
+    with pytest.raises(Stopped):  # while the round is trained again
+        later.router_round(None, rounds[0].parameters, SHARE)

@@ -65,6 +65,7 @@ units = st.builds(
     weights=st.lists(st.floats(0, 1e9), max_size=4).map(tuple),
     sample=integers,
     prices=st.lists(numbers, max_size=4).map(tuple),
+    redo=st.booleans(),
 )
 results = st.builds(Result, unit_ids, blob_lists(4), figures, st.sampled_from([b"", b"s" * 64]))
 capabilities = st.builds(

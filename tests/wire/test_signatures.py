@@ -111,6 +111,7 @@ def test_an_assignment_is_verified_as_it_arrives() -> None:
         ("run", "n-1", 7, dataclasses.replace(ASSIGNED, start_step=4)),
         ("run", "n-1", 7, dataclasses.replace(ASSIGNED, weights=())),
         ("run", "n-1", 7, dataclasses.replace(ASSIGNED, sample=8)),
+        ("run", "n-1", 7, dataclasses.replace(ASSIGNED, redo=True)),
     ],
 )
 def test_any_other_assignment_is_not(run: str, node: str, incarnation: int, unit: Unit) -> None:
