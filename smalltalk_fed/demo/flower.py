@@ -25,10 +25,14 @@ from smalltalk_fed.demo.driver import ending_politely
 from smalltalk_fed.demo.federation import Federation
 from smalltalk_fed.demo.folder import DemoFolder, claim
 from smalltalk_fed.demo.recipe import Preset
-from smalltalk_fed.errors import WorldError
+from smalltalk_fed.errors import SmalltalkError, WorldError
 from smalltalk_fed.flower.app_folder import write_app
+from smalltalk_fed.host.clock import SystemClock
+from smalltalk_fed.host.folder import RunFolder
+from smalltalk_fed.host.offline import status_offline
 
 RUN_LIMIT_S = 4 * 3600.0
+LOOK_EVERY_S, SAY_EVERY_S = 5.0, 20.0
 # Every turn over Flower is a process of its own, which costs seconds: few and long ones, and no
 # second opinions, since everybody here is one.
 QUICK = ("router.rounds=2", "router.chunk_sequences=4096", "audit.rate=0.0")
@@ -65,16 +69,19 @@ def demo_flower(
     began = time.monotonic()
     environment = Federation.environment(folder.work)
     with ending_politely(), Children(folder.logs, environment) as children:
-        console.print("Text to tokens ...")
+        progress = Progress(console, folder.coordinator, began)
+        progress.say("the text pack becomes a corpus")
         prepare(folder, children, length)
-        console.print(f"A SuperLink and {nodes} SuperNodes start ...")
+        progress.say("a SuperLink starts, with TLS and node authentication")
         federation = Federation(folder.work, children)
         federation.start()
         for number in range(1, nodes + 1):
             name = f"node-{number}"
+            progress.say(f"{name}'s key is registered, and its SuperNode starts")
             where = {"dir": str(folder.node(number).absolute()), "name": name, "device": "cpu"}
             corpus = str(folder.node_corpus.absolute())
             federation.add_node(name, where | {"corpus": corpus})
+        progress.say("the run is handed in with `flwr run`")
         app = write_app(folder.work / "app")
         run_id = federation.submit(
             app,
@@ -82,9 +89,9 @@ def demo_flower(
             corpus=str(folder.node_corpus.absolute()),
             config=str(folder.config.absolute()),
         )
-        console.print(f"Flower run {run_id} is under way ...")
+        progress.say(f"Flower's run {run_id} is under way; each turn is a process of its own")
         mixture = folder.coordinator / "mixture"
-        line = federation.wait(run_id, RUN_LIMIT_S, mixture.exists)
+        line = federation.wait(run_id, RUN_LIMIT_S, lambda: progress.look() or mixture.exists())
         (folder.logs / "flower-run.log").write_text(federation.log(run_id), encoding="utf-8")
         if line["status"] != "finished:completed":
             raise WorldError(
@@ -97,6 +104,48 @@ def demo_flower(
     if as_json:
         typer.echo(json.dumps(history, indent=1))
     _say(console, folder, history, time.monotonic() - began)
+
+
+class Progress:
+    """Sentences about the run, read from its journal: at each news, and at least every half minute.
+
+    The journal is the ServerApp's; reading it disturbs nobody, and costs little every few seconds.
+    """
+
+    def __init__(self, console: Console, run: Path, began: float) -> None:
+        self._console, self._run, self._began = console, run, began
+        self._last = ""
+        self._looked_at = self._said_at = began
+
+    def say(self, sentence: str) -> None:
+        """One line, with the time since the beginning."""
+        self._said_at = time.monotonic()
+        minutes, seconds = divmod(int(self._said_at - self._began), 60)
+        self._console.print(f"{minutes}:{seconds:02d}  {escape(sentence)}", soft_wrap=True)
+
+    def look(self) -> bool:
+        """Say where the run is if that is news, or nothing was said for long. Always False."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_EVERY_S:
+            return False
+        self._looked_at = now
+        found = self._where()
+        if found != self._last or now - self._said_at > SAY_EVERY_S:
+            self._last = found
+            self.say(found)
+        return False
+
+    def _where(self) -> str:
+        try:
+            status = status_offline(RunFolder.open(self._run), SystemClock())
+        except (SmalltalkError, OSError):
+            return "the ServerApp is not at work yet"
+        units = status["units"]
+        total = units["finished"] + units["open"] + units["leased"]
+        phase = status["phase"]
+        if phase == "routing":
+            phase = f"routing, round {status['round']} of {status['rounds']}"
+        return f"{phase}: {units['finished']} of {total} units done"
 
 
 def prepare(folder: DemoFolder, children: Children, length: int) -> None:

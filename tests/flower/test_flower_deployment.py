@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.deployment import wait_for
 from support.flower_runs import events, what_came
 from support.local_run import finish_run, make_run_folder
 from support.tiny_run import tiny_toml
@@ -24,6 +24,7 @@ from smalltalk_fed.host.folder import RunFolder
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NODES = 4
+WAIT_S, LOOK_S = 300.0, 0.2
 TABLES: dict[str, dict[str, object]] = {
     "audit": {"rate": 0.0},
     "run": {"nodes_to_start": NODES, "lease_s": 10.0},
@@ -70,13 +71,6 @@ def done(folder: Path) -> list[str]:
     return [event.unit_id for event in found]
 
 
-def wait_for(seen: Callable[[], bool], limit_s: float = 300.0) -> None:
-    end = time.monotonic() + limit_s
-    while not seen():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.2)
-
-
 def pids(*words: str) -> list[int]:
     """Processes whose command line has all of these words, of this test's own making."""
     found = []
@@ -103,14 +97,14 @@ def test_a_run_over_four_supernodes_is_the_native_one_whatever_is_killed(
     """
     run, port = tmp_path / "run", str(federation.port)
     first = submit()
-    wait_for(lambda: len(done(run)) >= 2)
+    wait_for(lambda: len(done(run)) >= 2, "two units to be done", WAIT_S, LOOK_S)
     for pid in pids("flwr-serverapp", port):
         os.kill(pid, signal.SIGKILL)
     killed = federation.wait(first, 200.0)
     assert killed["status"] == "finished:failed"
     before = len(done(run))
     second = submit()
-    wait_for(lambda: len(done(run)) > before)
+    wait_for(lambda: len(done(run)) > before, "the run to go on", WAIT_S, LOOK_S)
     federation.children.end(federation.supernodes[0])
     line = federation.wait(second, 600.0, (run / "mixture").exists)
     assert line["status"] == "finished:completed", federation.log(second)
@@ -126,5 +120,5 @@ def test_a_supernode_without_a_registered_key_is_not_let_in(
 ) -> None:
     federation._node_key("stranger")
     stranger = federation.start_node("stranger", {"dir": str(tmp_path / "s")})
-    wait_for(lambda: stranger.ended, 60.0)
+    wait_for(lambda: stranger.ended, "the stranger to be sent away", 60.0, LOOK_S)
     assert stranger.process.returncode != 0
