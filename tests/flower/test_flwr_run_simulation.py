@@ -41,7 +41,7 @@ def simulation(place: Path, nodes: int) -> Iterator[Federation]:
         yield federation
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_the_simulation_engine_gives_the_same_run(corpus: TokenCorpus, tmp_path: Path) -> None:
     """From the source folder as it is: Flower bundles it, and its virtual nodes run that."""
     native = make_run_folder(tmp_path / "native", corpus, **QUIET)
@@ -54,7 +54,7 @@ def test_the_simulation_engine_gives_the_same_run(corpus: TokenCorpus, tmp_path:
             corpus=str(corpus.folder),
             config=str(tmp_path / "run.toml"),
         )
-        line = federation.wait(run_id, 180.0, (tmp_path / "run" / "mixture").exists)
+        line = federation.wait(run_id, 400.0, (tmp_path / "run" / "mixture").exists)
         said = federation.log(run_id)
     assert line["status"] == "finished:completed", said
     assert "round 2 of 2: router loss" in said
