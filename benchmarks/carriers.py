@@ -1,6 +1,6 @@
 """The two carriers side by side: time, bytes, CPU and memory of a round, four nodes on loopback.
 
-    unshare -rn sh -c 'ip link set lo up; python benchmarks/carriers.py'
+    unshare -rn sh -c 'ip link set lo up; exec python benchmarks/carriers.py'
     python benchmarks/carriers.py [--carrier native,flower] [--rounds 6] [--nodes 4] [--json]
 
 The same run over the programs' mutual-TLS gRPC and over Flower (SuperLink and SuperNodes as
@@ -41,6 +41,7 @@ from smalltalk_fed.config.manifest import (
 )
 from smalltalk_fed.core.events import RoundAssigned
 from smalltalk_fed.demo.children import Child, Children, program
+from smalltalk_fed.demo.driver import ending_politely
 from smalltalk_fed.demo.federation import Federation
 from smalltalk_fed.demo.running import free_ports
 from smalltalk_fed.demo.watching import wait_for_line
@@ -235,7 +236,7 @@ def measure(carrier: str, nodes: int, rounds: int) -> dict[str, Any]:
         (place / "run.toml").write_text(RUN_TOML.format(nodes=nodes, rounds=rounds))
         environment = Federation.environment(place) if carrier == "flower" else {}
         began = time.monotonic()
-        with Children(place / "logs", environment) as children:
+        with ending_politely(), Children(place / "logs", environment) as children:
             start = {"native": native, "flower": flower}[carrier]
             usage = Usage(start(place, children, nodes))
             usage.watch()
