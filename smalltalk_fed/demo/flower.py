@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from types import TracebackType
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -32,7 +34,7 @@ from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.offline import status_offline
 
 RUN_LIMIT_S = 4 * 3600.0
-LOOK_EVERY_S, SAY_EVERY_S = 5.0, 20.0
+LOOK_EVERY_S, SAY_EVERY_S, JOIN_S = 5.0, 20.0, 5.0
 # Every turn over Flower is a process of its own, which costs seconds: few and long ones, and no
 # second opinions, since everybody here is one.
 QUICK = ("router.rounds=2", "router.chunk_sequences=4096", "audit.rate=0.0")
@@ -68,20 +70,23 @@ def demo_flower(
     length = recipe.check(folder.config).sequence.length
     began = time.monotonic()
     environment = Federation.environment(folder.work)
-    with ending_politely(), Children(folder.logs, environment) as children:
-        progress = Progress(console, folder.coordinator, began)
-        progress.say("the text pack becomes a corpus")
+    with (
+        ending_politely(),
+        Children(folder.logs, environment) as children,
+        Progress(console, folder.coordinator) as progress,
+    ):
+        progress.step("the text pack becomes a corpus")
         prepare(folder, children, length)
-        progress.say("a SuperLink starts, with TLS and node authentication")
+        progress.step("a SuperLink starts, with TLS and node authentication")
         federation = Federation(folder.work, children)
         federation.start()
         for number in range(1, nodes + 1):
             name = f"node-{number}"
-            progress.say(f"{name}'s key is registered, and its SuperNode starts")
+            progress.step(f"{name}'s key is registered, and its SuperNode starts")
             where = {"dir": str(folder.node(number).absolute()), "name": name, "device": "cpu"}
             corpus = str(folder.node_corpus.absolute())
             federation.add_node(name, where | {"corpus": corpus})
-        progress.say("the run is handed in with `flwr run`")
+        progress.step("the run is handed in with `flwr run`")
         app = write_app(folder.work / "app")
         run_id = federation.submit(
             app,
@@ -89,9 +94,9 @@ def demo_flower(
             corpus=str(folder.node_corpus.absolute()),
             config=str(folder.config.absolute()),
         )
-        progress.say(f"Flower's run {run_id} is under way; each turn is a process of its own")
+        progress.step(f"Flower's run {run_id} is under way; each turn is a process of its own")
         mixture = folder.coordinator / "mixture"
-        line = federation.wait(run_id, RUN_LIMIT_S, lambda: progress.look() or mixture.exists())
+        line = federation.wait(run_id, RUN_LIMIT_S, mixture.exists)
         (folder.logs / "flower-run.log").write_text(federation.log(run_id), encoding="utf-8")
         if line["status"] != "finished:completed":
             raise WorldError(
@@ -107,44 +112,61 @@ def demo_flower(
 
 
 class Progress:
-    """Sentences about the run, read from its journal: at each news, and at least every half minute.
+    """Sentences about what is done: at each news, and at least every half minute.
 
-    The journal is the ServerApp's; reading it disturbs nobody, and costs little every few seconds.
+    Where the run is stands in its journal. The journal is the ServerApp's; reading it disturbs
+    nobody, and costs little every few seconds. A thread looks, since commands of Flower's take
+    seconds, on a busy machine a minute.
     """
 
-    def __init__(self, console: Console, run: Path, began: float) -> None:
-        self._console, self._run, self._began = console, run, began
-        self._last = ""
-        self._looked_at = self._said_at = began
+    def __init__(self, console: Console, run: Path) -> None:
+        self._console, self._run = console, run
+        self._began = self._said_at = time.monotonic()
+        self._doing = self._last = ""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
-    def say(self, sentence: str) -> None:
-        """One line, with the time since the beginning."""
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join(JOIN_S)
+
+    def step(self, sentence: str) -> None:
+        """What is done from now on."""
+        self._doing = sentence
+        self._say(sentence)
+
+    def _say(self, sentence: str) -> None:
         self._said_at = time.monotonic()
         minutes, seconds = divmod(int(self._said_at - self._began), 60)
         self._console.print(f"{minutes}:{seconds:02d}  {escape(sentence)}", soft_wrap=True)
 
-    def look(self) -> bool:
-        """Say where the run is if that is news, or nothing was said for long. Always False."""
-        now = time.monotonic()
-        if now - self._looked_at < LOOK_EVERY_S:
-            return False
-        self._looked_at = now
-        found = self._where()
-        if found != self._last or now - self._said_at > SAY_EVERY_S:
-            self._last = found
-            self.say(found)
-        return False
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            found = self._where()
+            late = time.monotonic() - self._said_at > SAY_EVERY_S
+            if found != self._last or late:
+                self._last = found
+                self._say(found or f"still at it: {self._doing}")
 
     def _where(self) -> str:
+        """Where the run is; empty while there is none."""
         try:
             status = status_offline(RunFolder.open(self._run), SystemClock())
         except (SmalltalkError, OSError):
-            return "the ServerApp is not at work yet"
-        units = status["units"]
-        total = units["finished"] + units["open"] + units["leased"]
-        phase = status["phase"]
+            return ""
+        units, phase = status["units"], status["phase"]
         if phase == "routing":
             phase = f"routing, round {status['round']} of {status['rounds']}"
+        total = units["finished"] + units["open"] + units["leased"]
         return f"{phase}: {units['finished']} of {total} units done"
 
 

@@ -101,6 +101,7 @@ def test_a_silo_that_lost_its_tokens_makes_them_again_and_goes_on(
     assert sum((n, kind) == (102, "query.join") for n, kind, _ in grid.sent) == 3
 
 
+@pytest.mark.slow  # `test_lost_turns_and_nodes` is the quick one, of text that is shared
 def test_killed_apps_and_serverapps_cost_turns_and_change_nothing(
     public: TokenCorpus, tmp_path: Path, native: dict[str, object]
 ) -> None:
