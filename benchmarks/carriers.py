@@ -1,16 +1,19 @@
 """The two carriers side by side: time, bytes, CPU and memory of a round, four nodes on loopback.
 
+    unshare -rn sh -c 'ip link set lo up; exec python benchmarks/carriers.py'
     python benchmarks/carriers.py [--carrier native,flower] [--rounds 6] [--nodes 4] [--json]
 
 The same run over the programs' mutual-TLS gRPC and over Flower (SuperLink and SuperNodes as
 processes, TLS, node authentication). Router states are 8.8 MB (2.2 million parameters at four
 bytes, with a vocabulary of 32,700); there is little to compute, so what is measured is what
-the carrier costs. `round_s` is the time from one division of a chunk to the next, the first left
-out. `messages_mb` are the bytes that messages carry, by the ledger of either carrier;
-`loopback_mb` is all that loopback carried meanwhile, so nothing else should use it: `unshare -rn`
-gives the benchmark one of its own. CPU is of the whole process trees, ended ones included;
-memory is the highest sum of proportional set sizes seen, every second. `coordinator` is
-`smalltalk-coordinator`, or SuperLink, SuperExec and ServerApp.
+the carrier costs. A round is the time from one division of a chunk to the next, the first left
+out; CPU and what loopback carried are those of the same time, divided by the rounds.
+
+Loopback is all that it carried, both directions of every connection once: nothing else should
+use it, and `unshare -rn` gives the benchmark one of its own. CPU is of the whole process trees,
+ended ones included; memory is the highest sum of proportional set sizes seen in the whole run.
+`coordinator` is `smalltalk-coordinator`, or SuperLink, SuperExec and ServerApp. Bytes of messages
+are the ledger's, of the whole run.
 """
 
 from __future__ import annotations
@@ -38,15 +41,19 @@ from smalltalk_fed.config.manifest import (
 )
 from smalltalk_fed.core.events import RoundAssigned
 from smalltalk_fed.demo.children import Child, Children, program
+from smalltalk_fed.demo.driver import ending_politely
 from smalltalk_fed.demo.federation import Federation
 from smalltalk_fed.demo.running import free_ports
 from smalltalk_fed.demo.watching import wait_for_line
 from smalltalk_fed.flower.app_folder import write_app
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.journal import Journal
+from smalltalk_fed.telemetry.ledger import Ledger
 
 VOCABULARY, LENGTH, SEQUENCES = 32_700, 32, 256
 LIMIT_S = 1800.0
+LOOK_S, MEMORY_EVERY = 0.5, 4
+ROUNDS_LEAST = 3  # the first is left out, and a round ends with the next division
 RUN_TOML = """
 [run]
 experts = {nodes}
@@ -75,32 +82,47 @@ first_units = 0
 
 @dataclass
 class Usage:
-    """CPU and memory of process trees, by whose they are."""
+    """CPU, memory and loopback over time; trees of processes by whose they are."""
 
     roots: dict[str, list[Child]]
+    at: list[float] = field(default_factory=list)  # Unix seconds of each look
+    loopback_mb: list[float] = field(default_factory=list)
+    cpu_s: dict[str, list[float]] = field(default_factory=dict)
     peak_mb: dict[str, float] = field(default_factory=dict)
-    cpu_s: dict[str, float] = field(default_factory=dict)
     _over: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
 
-    def watch(self) -> threading.Thread:
-        """Look once a second until `end`."""
-        thread = threading.Thread(target=self._watch, daemon=True)
-        thread.start()
-        return thread
+    def watch(self) -> None:
+        """Look twice a second until `end`."""
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
 
     def end(self) -> None:
         """Look no more."""
         self._over.set()
+        assert self._thread is not None
+        self._thread.join()
+
+    def between(self, values: list[float], first: float, last: float) -> float:
+        """How much a counter grew between two times."""
+        before, after = np.interp([first, last], self.at, values)
+        return float(after - before)
 
     def _watch(self) -> None:
-        while not self._over.wait(1.0):
+        looks = 0
+        while not self._over.wait(LOOK_S):
             children = _children()
+            self.at.append(time.time())
+            self.loopback_mb.append(loopback_mb())
             for whose, roots in self.roots.items():
                 pids = _tree([child.process.pid for child in roots], children)
-                used = sum(_pss_mb(pid) for pid in pids)
-                self.peak_mb[whose] = max(used, self.peak_mb.get(whose, 0.0))
-                now = sum(_cpu_s(pid) for pid in pids)
-                self.cpu_s[whose] = max(now, self.cpu_s.get(whose, 0.0))
+                known = self.cpu_s.setdefault(whose, [])
+                # Of a process that has just ended nobody may have the sum yet.
+                known.append(max(sum(_cpu_s(pid) for pid in pids), *known[-1:], 0.0))
+                if looks % MEMORY_EVERY == 0:  # the kernel walks all pages for it
+                    used = sum(_pss_mb(pid) for pid in pids)
+                    self.peak_mb[whose] = max(used, self.peak_mb.get(whose, 0.0))
+            looks += 1
 
 
 def _children() -> dict[int, list[int]]:
@@ -214,8 +236,7 @@ def measure(carrier: str, nodes: int, rounds: int) -> dict[str, Any]:
         (place / "run.toml").write_text(RUN_TOML.format(nodes=nodes, rounds=rounds))
         environment = Federation.environment(place) if carrier == "flower" else {}
         began = time.monotonic()
-        with Children(place / "logs", environment) as children:
-            carried = loopback_mb()
+        with ending_politely(), Children(place / "logs", environment) as children:
             start = {"native": native, "flower": flower}[carrier]
             usage = Usage(start(place, children, nodes))
             usage.watch()
@@ -224,33 +245,37 @@ def measure(carrier: str, nodes: int, rounds: int) -> dict[str, Any]:
                 if time.monotonic() - began > LIMIT_S:
                     raise SystemExit(f"{carrier}: not over within {LIMIT_S:.0f} s")
                 time.sleep(0.5)
-            carried = loopback_mb() - carried
             time.sleep(1.0)
             usage.end()
+            run_s = time.monotonic() - began
         return {
             "carrier": carrier,
-            **_of_the_run(RunFolder.open(place / "run"), rounds),
-            "run_s": time.monotonic() - began,
-            "loopback_mb": carried,
-            "cpu_s": usage.cpu_s,
+            "nodes": nodes,
+            "rounds": rounds,
+            "run_s": run_s,
             "peak_mb": usage.peak_mb,
+            **_of_the_run(RunFolder.open(place / "run"), usage),
         }
 
 
-def _of_the_run(folder: RunFolder, rounds: int) -> dict[str, Any]:
+def _of_the_run(folder: RunFolder, usage: Usage) -> dict[str, Any]:
     journal = Journal(folder.journal, create=False)
     try:
         at = [event.at for event in journal.events() if isinstance(event, RoundAssigned)]
-        rows = journal.get("ledger") or []
+        ledger = Ledger.from_json(journal.get("ledger") or [])
     finally:
         journal.close()
-    times = [after - before for before, after in pairwise(at)][1:]
-    kinds = ("parameters", "scores", "ids", "exchange", "blob_state")
-    size = sum(row["bytes"] for row in rows if row["kind"] in kinds)
+    at = at[1:]
+    times = [after - before for before, after in pairwise(at)]
     return {
         "round_s": float(np.median(times)),
         "round_s_worst": max(times),
-        "messages_mb_a_round": size / 1e6 / rounds,
+        "loopback_mb_a_round": usage.between(usage.loopback_mb, at[0], at[-1]) / len(times),
+        "cpu_s_a_round": {
+            whose: usage.between(values, at[0], at[-1]) / len(times)
+            for whose, values in usage.cpu_s.items()
+        },
+        "messages_bytes": ledger.by_kind(),
     }
 
 
@@ -262,21 +287,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = [
-        measure(each, arguments.nodes, arguments.rounds) for each in arguments.carrier.split(",")
-    ]
-    if arguments.json:
-        print(json.dumps(found, indent=1))
-        return
-    for one in found:
-        cpu, peak = one["cpu_s"], one["peak_mb"]
-        print(
-            f"{one['carrier']}: {one['round_s']:.2f} s a round (worst {one['round_s_worst']:.2f}), "
-            f"{one['messages_mb_a_round']:.1f} MB of messages a round, "
-            f"{one['loopback_mb']:.0f} MB over loopback in all; {one['run_s']:.0f} s in all; "
-            f"CPU {cpu['coordinator']:.1f} s coordinator, {cpu['nodes']:.1f} s nodes; "
-            f"memory {peak['coordinator']:.0f} MB and {peak['nodes']:.0f} MB"
-        )
+    if arguments.rounds < ROUNDS_LEAST:
+        raise SystemExit(f"--rounds must be {ROUNDS_LEAST} or more: the first is left out")
+    for carrier in arguments.carrier.split(","):
+        found = measure(carrier, arguments.nodes, arguments.rounds)
+        print(json.dumps(found) if arguments.json else _sentence(found), flush=True)
+
+
+def _sentence(one: dict[str, Any]) -> str:
+    cpu, peak = one["cpu_s_a_round"], one["peak_mb"]
+    return (
+        f"{one['carrier']}: {one['round_s']:.2f} s a round (worst {one['round_s_worst']:.2f}), "
+        f"{one['loopback_mb_a_round']:.1f} MB over loopback a round, CPU a round "
+        f"{cpu['coordinator']:.1f} s coordinator and {cpu['nodes']:.1f} s nodes; memory at most "
+        f"{peak['coordinator']:.0f} MB and {peak['nodes']:.0f} MB; {one['run_s']:.0f} s in all"
+    )
 
 
 if __name__ == "__main__":

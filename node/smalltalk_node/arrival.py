@@ -25,19 +25,19 @@ from smalltalk_fed.wire.values import digest_to_proto
 from smalltalk_fed.worksite import machine
 from smalltalk_fed.worksite.corpora import (
     check_corpus,
-    corpus_bytes,
     open_corpus,
     signed_manifest,
     text_path,
 )
 from smalltalk_fed.worksite.identity import NodeFolder
-from smalltalk_fed.worksite.silo_text import is_corpus, open_silo, text_digest
+from smalltalk_fed.worksite.presence import open_public, what_to_say
+from smalltalk_fed.worksite.silo_text import is_corpus, open_silo
 from smalltalk_node.connection import Connection
 from smalltalk_node.joining import join_patiently, learn_addresses
 from smalltalk_node.options import Options
 from smalltalk_node.transfer import get_blob
 
-MANIFEST_FILE, PUBLIC_STAMP = "manifest.json", "public-verified"
+MANIFEST_FILE = "manifest.json"
 
 Wait = Callable[[WorldError | SlowDown, float], None]
 
@@ -127,11 +127,8 @@ class Arrival:
     def _open_public(self, manifest: RunManifest) -> TokenCorpus:
         known = self._folder.identity().public
         path = self._options.public or (Path(known) if known else None)
-        if path is None:
-            raise DataError("the run has public text beside yours; name its folder with --public.")
-        public = open_corpus(self._folder, path.absolute(), PUBLIC_STAMP)
-        check_corpus(manifest, public)
-        self._folder.remember(public=str(path.absolute()))
+        public = open_public(self._folder, manifest, path)
+        self._folder.remember(public=str(public.folder))
         return public
 
     def _ask(self, connection: Connection, wait: Wait, tokens_per_s: float) -> Welcome:
@@ -150,14 +147,8 @@ class Arrival:
 
     def _said(self, tokens_per_s: float) -> msg.Capabilities:
         """What is told of this machine and its text."""
-        if self._manifest is None or self._corpus is None:
-            return machine.capabilities(self._machine, "", 0, tokens_per_s)
-        if not is_private(self._manifest):
-            size = corpus_bytes(self._corpus)
-            return machine.capabilities(self._machine, self._corpus.digest, size, tokens_per_s)
-        digest = text_digest(self._folder.signing_key(), self._corpus)
-        sequences = (len(self._corpus.train), len(self._corpus.heldout))
-        return machine.capabilities(self._machine, digest, 0, tokens_per_s, sequences)
+        key = self._folder.signing_key()
+        return what_to_say(self._machine, self._manifest, self._corpus, key, tokens_per_s)
 
 
 def _shared_manifest(folder: NodeFolder) -> RunManifest | None:

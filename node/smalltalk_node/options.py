@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from smalltalk_fed.worksite.limits import Limits
-from smalltalk_fed.worksite.machine import likely_device
+from smalltalk_fed.worksite.limits import Limits, compute_device
+from smalltalk_fed.worksite.machine import is_gpu
 from smalltalk_node.outgoing import Outgoing
 from smalltalk_node.recording import EgressRecorder
-
-log = logging.getLogger("smalltalk.node")
 
 
 @dataclass(frozen=True)
@@ -37,13 +34,9 @@ class Options:
     @property
     def on_gpu(self) -> bool:
         """Whether an NVIDIA GPU will compute, as far as can be known without torch."""
-        device = likely_device() if self.device == "auto" else self.device
-        return device.startswith("cuda")
+        return is_gpu(self.device)
 
     @property
     def compute_device(self) -> str:
         """The device to compute on: one GPU where limits hold for a single process only."""
-        if self.limits.one_process and self.on_gpu and self.device in ("auto", "cuda"):
-            log.info("one GPU is used, since a share of the time or of its memory is limited")
-            return "cuda:0"
-        return self.device
+        return compute_device(self.device, self.limits)

@@ -1,9 +1,10 @@
 """Child processes of the demonstration: started, watched, and ended whatever happens.
 
 Rules: a program is the one installed beside this Python, never another of that name; each
-child leads a process group of its own, so that Ctrl-C comes to the parent alone and ending
-a child ends its helpers too; standard error (and output, where it is not wanted) goes to a
-log file. A child that fails is reported with the last lines of its log.
+child leads a process group of its own, so that Ctrl-C comes to the parent alone; ending a child
+ends its helpers too, those that have left its group as well; standard error (and output, where
+it is not wanted) goes to a log file. A child that fails is reported with the last lines of its
+log.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from smalltalk_fed.demo.process_tree import helpers_of, kill_left
 from smalltalk_fed.errors import WorldError
 
 TAIL_LINES = 15
@@ -187,6 +189,7 @@ def tail(log: Path, lines: int = TAIL_LINES) -> str:
 
 def _end(children: Sequence[Child]) -> None:
     """Ask, insist, force; an impatient second Ctrl-C forces at once."""
+    helpers = helpers_of(child.process.pid for child in children if not child.ended)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             left = [child for child in children if not child.ended]
@@ -198,6 +201,7 @@ def _end(children: Sequence[Child]) -> None:
                     child.process.wait(timeout=max(0.05, end - time.monotonic()))
     finally:
         _force(children)
+        kill_left(helpers | helpers_of(helpers))
 
 
 def _force(children: Sequence[Child]) -> None:

@@ -120,7 +120,8 @@ class Federation:
     ) -> dict[str, Any]:
         """Until Flower says that the run is over; returns its line of `flwr ls`.
 
-        That costs a second of processor time, so it is asked rarely, unless `over` says so.
+        That costs a second of processor time, so it is asked rarely, unless `over` says so, which
+        is called twice a second.
 
         Raises:
             WorldError: a program ended, or it takes longer than `limit_s`.

@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from types import TracebackType
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
@@ -25,10 +27,14 @@ from smalltalk_fed.demo.driver import ending_politely
 from smalltalk_fed.demo.federation import Federation
 from smalltalk_fed.demo.folder import DemoFolder, claim
 from smalltalk_fed.demo.recipe import Preset
-from smalltalk_fed.errors import WorldError
+from smalltalk_fed.errors import SmalltalkError, WorldError
 from smalltalk_fed.flower.app_folder import write_app
+from smalltalk_fed.host.clock import SystemClock
+from smalltalk_fed.host.folder import RunFolder
+from smalltalk_fed.host.offline import status_offline
 
 RUN_LIMIT_S = 4 * 3600.0
+LOOK_EVERY_S, SAY_EVERY_S, JOIN_S = 5.0, 20.0, 5.0
 # Every turn over Flower is a process of its own, which costs seconds: few and long ones, and no
 # second opinions, since everybody here is one.
 QUICK = ("router.rounds=2", "router.chunk_sequences=4096", "audit.rate=0.0")
@@ -64,17 +70,23 @@ def demo_flower(
     length = recipe.check(folder.config).sequence.length
     began = time.monotonic()
     environment = Federation.environment(folder.work)
-    with ending_politely(), Children(folder.logs, environment) as children:
-        console.print("Text to tokens ...")
+    with (
+        ending_politely(),
+        Children(folder.logs, environment) as children,
+        Progress(console, folder.coordinator) as progress,
+    ):
+        progress.step("the text pack becomes a corpus")
         prepare(folder, children, length)
-        console.print(f"A SuperLink and {nodes} SuperNodes start ...")
+        progress.step("a SuperLink starts, with TLS and node authentication")
         federation = Federation(folder.work, children)
         federation.start()
         for number in range(1, nodes + 1):
             name = f"node-{number}"
+            progress.step(f"{name}'s key is registered, and its SuperNode starts")
             where = {"dir": str(folder.node(number).absolute()), "name": name, "device": "cpu"}
             corpus = str(folder.node_corpus.absolute())
             federation.add_node(name, where | {"corpus": corpus})
+        progress.step("the run is handed in with `flwr run`")
         app = write_app(folder.work / "app")
         run_id = federation.submit(
             app,
@@ -82,7 +94,7 @@ def demo_flower(
             corpus=str(folder.node_corpus.absolute()),
             config=str(folder.config.absolute()),
         )
-        console.print(f"Flower run {run_id} is under way ...")
+        progress.step(f"Flower's run {run_id} is under way; each turn is a process of its own")
         mixture = folder.coordinator / "mixture"
         line = federation.wait(run_id, RUN_LIMIT_S, mixture.exists)
         (folder.logs / "flower-run.log").write_text(federation.log(run_id), encoding="utf-8")
@@ -97,6 +109,65 @@ def demo_flower(
     if as_json:
         typer.echo(json.dumps(history, indent=1))
     _say(console, folder, history, time.monotonic() - began)
+
+
+class Progress:
+    """Sentences about what is done: at each news, and at least every half minute.
+
+    Where the run is stands in its journal. The journal is the ServerApp's; reading it disturbs
+    nobody, and costs little every few seconds. A thread looks, since commands of Flower's take
+    seconds, on a busy machine a minute.
+    """
+
+    def __init__(self, console: Console, run: Path) -> None:
+        self._console, self._run = console, run
+        self._began = self._said_at = time.monotonic()
+        self._doing = self._last = ""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join(JOIN_S)
+
+    def step(self, sentence: str) -> None:
+        """What is done from now on."""
+        self._doing = sentence
+        self._say(sentence)
+
+    def _say(self, sentence: str) -> None:
+        self._said_at = time.monotonic()
+        minutes, seconds = divmod(int(self._said_at - self._began), 60)
+        self._console.print(f"{minutes}:{seconds:02d}  {escape(sentence)}", soft_wrap=True)
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            found = self._where()
+            late = time.monotonic() - self._said_at > SAY_EVERY_S
+            if found != self._last or late:
+                self._last = found
+                self._say(found or f"still at it: {self._doing}")
+
+    def _where(self) -> str:
+        """Where the run is; empty while there is none."""
+        try:
+            status = status_offline(RunFolder.open(self._run), SystemClock())
+        except (SmalltalkError, OSError):
+            return ""
+        units, phase = status["units"], status["phase"]
+        if phase == "routing":
+            phase = f"routing, round {status['round']} of {status['rounds']}"
+        total = units["finished"] + units["open"] + units["leased"]
+        return f"{phase}: {units['finished']} of {total} units done"
 
 
 def prepare(folder: DemoFolder, children: Children, length: int) -> None:

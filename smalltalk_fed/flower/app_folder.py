@@ -15,7 +15,11 @@ from smalltalk_fed.errors import WorldError
 
 SERVER_APP = "smalltalk_fed.flower.server_app:app"
 CLIENT_APP = "smalltalk_fed.flower.client_app:app"
-KEYS = ("run-dir", "corpus", "config", "settings", "node-dir", "turn-s")
+KEYS = (
+    *("run-dir", "corpus", "config", "settings"),
+    *("node-dir", "node-text", "node-weights"),
+    "turn-s",
+)
 
 
 def write_app(folder: Path, **config: str | float) -> Path:

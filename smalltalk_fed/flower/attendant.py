@@ -1,30 +1,27 @@
 """One Flower node's part in the conversation, held by the ServerApp on its behalf.
 
-    meet     query.join: a challenge, signed by the key that the node's results are signed with
+    meet     query.join: who it is (`meeting`)
     work     core.session asks the host for units; each goes out as turns until it is done
     end      query.end: the run is over; the node's checkpoints may go
 
 Rules: Flower's nodes don't ask, they are sent messages; so the node's `Session` lives here, and
 while a message is out this says to the core that the node is at its unit. That it still is, is
-Flower's to know: a node that can't be reached gives its lease back at once, a turn whose process
-died is sent again, and counts as the unit's failure when that has happened `CRASHES_MAX` times
-in a row. A unit that does not get on from one turn to the next gets twice the time. Inputs that
-the node should have are not sent; if it misses one, it says so. Results are checked as those of
-the native carrier are.
+Flower's to know: a node that can't be reached, or says that it can't work, gives its lease back
+at once and is met anew later; a turn whose process died is sent again, and counts as the unit's
+failure when that has happened `CRASHES_MAX` times in a row. A unit that does not get on from one
+turn to the next gets twice the time. Inputs that the node should have are not sent; if it misses
+one, it says so. Results are checked as those of the native carrier are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
-import secrets
 
 from google.protobuf.message import DecodeError
 
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.admission import node_id_of
 from smalltalk_fed.core.session import Session, Todo
 from smalltalk_fed.core.units import Result, Unit, UnitKind
 from smalltalk_fed.errors import (
@@ -36,26 +33,21 @@ from smalltalk_fed.errors import (
     shown,
 )
 from smalltalk_fed.flower.counter import Counter
+from smalltalk_fed.flower.meeting import meet
 from smalltalk_fed.flower.post import NoAnswer, NoLink, Post
-from smalltalk_fed.flower.turns import (
-    END,
-    EVALUATE,
-    JOIN,
-    TRAIN,
-    Introduction,
-    Order,
-    Question,
-    Report,
-    refused,
-)
+from smalltalk_fed.flower.turns import END, EVALUATE, TRAIN, Order, Report
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire import convert
-from smalltalk_fed.wire.signing import verify_presence
 
 log = logging.getLogger("smalltalk.flower")
 
+EVALUATIONS = (UnitKind.EVALUATE, UnitKind.EVALUATE_SILO)
 CRASHES_MAX = 3
 END_WAIT_S = 120.0
+
+
+class TakesNoPart(Refused):
+    """A node that can't work for now, with its reason: no unit's fault."""
 
 
 class Attendant:
@@ -77,41 +69,21 @@ class Attendant:
 
         Raises:
             NoAnswer: it can't be reached any more; its lease is free.
+            TakesNoPart: it says that it can't work for now; its lease is free.
             PeerError: it can't take part.
             NoLink: Flower's SuperLink can't be asked any more.
             WorldError: the coordinator is stopping.
         """
-        await self._meet()
+        self._session, self._welcome = await meet(self._flower_node, self._post, self._counter)
         try:
             end = await self._work()
             await self._end(end)
-        except NoAnswer as error:
+        except (NoAnswer, TakesNoPart) as error:
             await self._counter.leave(self._session, str(error))
             raise
         finally:
             if self._turn is not None:
                 self._turn.cancel()
-
-    # --------------------------------------------------------------------------------- meeting
-
-    async def _meet(self) -> None:
-        question = Question(secrets.token_bytes(32))
-        records = await self._post.ask(self._flower_node, JOIN, question.to_records())
-        if why := refused(records):
-            raise Refused(why)
-        answer = Introduction.from_records(records)
-        try:
-            request = pb.JoinRequest.FromString(answer.join)
-        except DecodeError as error:
-            raise Malformed(f"a node's presence can't be read ({error})") from None
-        verify_presence(request.signing_key, question.challenge, answer.join, answer.proof)
-        key_sha256 = hashlib.sha256(request.signing_key).hexdigest()
-        join = convert.join_from_proto(node_id_of(key_sha256), request)
-        welcome = await self._counter.welcome(join, key_sha256, answer.name)
-        self._session = Session(join.node_id, join.incarnation)
-        self._welcome = convert.welcome_to_proto(welcome).SerializeToString()
-        self._count("join", "up", len(answer.join))
-        log.info("node %d of Flower's is %s (%s)", self._flower_node, join.node_id, answer.name)
 
     # --------------------------------------------------------------------------------- working
 
@@ -171,7 +143,7 @@ class Attendant:
         blobs = {ref.digest: await self._counter.blob(ref) for ref in here}
         exchange = self._counter.signed(self._session, unit)
         order = Order(self._welcome, exchange, self._session.incarnation, self._limit_s, blobs)
-        kind = EVALUATE if unit.key.kind is UnitKind.EVALUATE else TRAIN
+        kind = EVALUATE if unit.key.kind in EVALUATIONS else TRAIN
         self._count("exchange", "down", len(order.exchange) + len(order.welcome))
         for ref in here:
             self._count(ref.name, "down", ref.size)
@@ -187,7 +159,7 @@ class Attendant:
         try:
             report = await turn
             if report.refused:
-                raise Refused(shown(report.refused, 500))
+                raise TakesNoPart(shown(report.refused, 500))
             exchange = self._read(report.exchange)
             await self._keep_blobs(unit, exchange, report)
         except NoAnswer as error:
@@ -195,7 +167,7 @@ class Attendant:
                 raise
             self._crashed(unit, str(error))
             return
-        except NoLink:
+        except (NoLink, TakesNoPart):
             raise
         except SmalltalkError as error:  # what it sent can't be used, or an input is gone
             self._session.fail(unit.unit_id, str(error), self._counter.now())

@@ -6,6 +6,7 @@ say that the app crashed. The context is left as it is; what lasts is in the nod
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -13,10 +14,13 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from smalltalk_fed.errors import SmalltalkError
-from smalltalk_fed.flower import node_turn
+from smalltalk_fed.flower.arrival import introduce
+from smalltalk_fed.flower.node_turn import take_turn
 from smalltalk_fed.flower.settings import NodeSettings
 from smalltalk_fed.flower.turns import Order, Question, refusal
 from smalltalk_fed.telemetry import logs
+
+log = logging.getLogger("smalltalk.node")
 
 app = ClientApp()
 
@@ -27,7 +31,7 @@ def join(message: Message, context: Context) -> Message:
 
     def act(settings: NodeSettings) -> RecordDict:
         question = Question.from_records(message.content)
-        return node_turn.introduce(settings, question, time.time()).to_records()
+        return introduce(settings, question, time.time()).to_records()
 
     return _answered(message, context, act)
 
@@ -40,7 +44,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """A turn of a unit that evaluates an expert."""
+    """A turn of a unit that evaluates an expert, or a silo's experts on its own text."""
     return _answered(message, context, lambda settings: _turn(message, settings))
 
 
@@ -51,7 +55,7 @@ def end(message: Message, context: Context) -> Message:
 
 
 def _turn(message: Message, settings: NodeSettings) -> RecordDict:
-    return node_turn.take_turn(settings, Order.from_records(message.content)).to_records()
+    return take_turn(settings, Order.from_records(message.content)).to_records()
 
 
 def _answered(
@@ -62,4 +66,8 @@ def _answered(
         records = act(NodeSettings.of(context.node_config, context.run_config))
     except SmalltalkError as error:
         records = refusal(str(error))
+    except Exception as error:
+        # Flower would send its words to the ServerApp, and they may be those of a silo's text.
+        log.exception("this node can't answer")
+        records = refusal(f"{type(error).__name__}; its words are in this node's log")
     return Message(records, reply_to=message)

@@ -18,9 +18,10 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.catalogue import size_limit
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.session import Session
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import BlobRef, Unit
-from smalltalk_fed.errors import Malformed, SmalltalkError, TooLarge, Unauthenticated
+from smalltalk_fed.errors import Malformed, Refused, SmalltalkError, TooLarge, Unauthenticated
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.handed_in import check_signature, check_wanted
 from smalltalk_fed.host.host import Host
@@ -39,7 +40,7 @@ class Counter:
 
     def __init__(self, host: Host, folder: RunFolder, ledger: Ledger) -> None:
         self._host, self._ledger = host, ledger
-        self._key = folder.signing_key()
+        self._key, self._folder = folder.signing_key(), folder
         manifest = host.manifest.to_bytes()
         self._signed_manifest = (manifest, sign_manifest(self._key, manifest))
         self.stopping = False
@@ -50,8 +51,8 @@ class Counter:
 
     @property
     def round(self) -> int:
-        """Of the routers; what Flower shows as its round."""
-        return self._state.round
+        """Of the routers, or moves of a private run's prices; what Flower shows as its round."""
+        return len(self._state.moves) if is_private(self._host.manifest) else self._state.round
 
     @property
     def over(self) -> bool:
@@ -59,6 +60,25 @@ class Counter:
         return self._state.phase in (Phase.FINISHED, Phase.FAILED)
 
     # ----------------------------------------------------------------------------- presence
+
+    def invitation(self) -> bytes:
+        """A JoinReply to nobody yet: the signed manifest, for a node to see what the run is."""
+        manifest, signature = self._signed_manifest
+        nobody = msg.Joined("", "what the run is")
+        welcome = convert.Welcome(nobody, manifest, signature, self._key.public_bytes)
+        return convert.welcome_to_proto(welcome).SerializeToString()
+
+    def tokenizer(self, missing: tuple[str, ...]) -> dict[str, bytes]:
+        """The run's tokenizer by its digest, for a node that lacks it.
+
+        Raises:
+            Refused: it is something else that the node lacks.
+            WorldError: the tokenizer is gone.
+        """
+        digest = self._host.manifest.tokenizer_sha256
+        if missing != (digest,):
+            raise Refused("a node asks for something else than the run's tokenizer")
+        return {digest: self._folder.tokenizer()}
 
     async def welcome(self, join: msg.Join, key_sha256: str, name: str) -> convert.Welcome:
         """Enrol the node if it is new, and let it join.

@@ -1,49 +1,47 @@
 """A node's part of a turn: check the order, do the unit for a while, report what came of it.
 
 Rules: work comes with the run's signature, for this node's key, or not at all. A turn ends after
-`turn_s`: the unit leaves its checkpoint and the report says how far it is; the next turn goes on
-there, also in another process. All that lasts is in the node's folder. Inputs that are not at
-hand are named in the report instead of being waited for. Weights that the run collects on the
-way ride with the end of the turn, the newest only.
+`turn_s`, or with the hours that the owner set: the unit leaves its checkpoint and the report says
+how far it is; the next turn goes on there, also in another process. All that lasts is in the
+node's folder. Inputs that are not at hand are named in the report instead of being waited for.
+Weights that the run collects on the way ride with the end of the turn, the newest only.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from datetime import datetime
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from smalltalk_fed.config.manifest import PROTOCOL_VERSIONS, RunManifest
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.admission import node_id_of
 from smalltalk_fed.core.units import BlobRef, Result, Unit
-from smalltalk_fed.data.corpus import TokenCorpus
-from smalltalk_fed.errors import Malformed, UserError
+from smalltalk_fed.errors import Malformed
+from smalltalk_fed.flower.arrival import (
+    check_hours,
+    key_of_node,
+    limits_of,
+    read_welcome,
+    texts_of,
+)
+from smalltalk_fed.flower.known_runs import KnownRuns
 from smalltalk_fed.flower.settings import NodeSettings
-from smalltalk_fed.flower.turns import Introduction, Order, Question, Report
+from smalltalk_fed.flower.turns import Order, Report
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire import convert
-from smalltalk_fed.wire.secret_files import write_secret
-from smalltalk_fed.wire.signing import SigningKey, sign_presence, verify_unit
+from smalltalk_fed.wire.signing import verify_unit
 from smalltalk_fed.worksite import machine
 from smalltalk_fed.worksite.cache import BlobCache, ref_of
-from smalltalk_fed.worksite.corpora import (
-    check_corpus,
-    corpus_bytes,
-    open_corpus,
-    signed_manifest,
-    text_path,
-)
 from smalltalk_fed.worksite.folders import Workplace, forget_run, unit_folder
-from smalltalk_fed.worksite.guard import Guard
+from smalltalk_fed.worksite.guard import Guard, cap_process_memory
+from smalltalk_fed.worksite.hours import Hours
 from smalltalk_fed.worksite.identity import NodeFolder
-from smalltalk_fed.worksite.limits import Limits, refuse
+from smalltalk_fed.worksite.limits import compute_device, refuse
 from smalltalk_fed.worksite.unit_work import (
     Signer,
     inputs_needed,
@@ -55,58 +53,32 @@ from smalltalk_fed.worksite.work import do_unit
 
 log = logging.getLogger("smalltalk.node")
 
-RUNS_FILE = "flower-runs.json"  # run id -> the coordinator's key, as first seen
 COLLECTED = "collected.safetensors"
-
-
-def key_of_node(key: SigningKey) -> str:
-    """What a node enrols with: the digest of the key that it signs with."""
-    return sha256(key.public_bytes).hexdigest()
-
-
-def introduce(settings: NodeSettings, question: Question, now: float) -> Introduction:
-    """Who this node is; it is a new process to the coordinator from here on.
-
-    Raises:
-        UserError: folder or corpus can't be used.
-    """
-    folder = NodeFolder.open(settings.folder)
-    with folder.locked():
-        key, corpus = folder.signing_key(), open_corpus(folder, text_path(folder, settings.corpus))
-        seen = machine.probe(folder.path, settings.device)
-        join = msg.Join(
-            node_id_of(key_of_node(key)),
-            folder.next_incarnation(now),
-            PROTOCOL_VERSIONS[-1],
-            key.public_bytes,
-            machine.capabilities(seen, corpus.digest, corpus_bytes(corpus), 0.0),
-        )
-        data = convert.join_to_proto(join).SerializeToString()
-        return Introduction(data, sign_presence(key, question.challenge, data), settings.name)
 
 
 def take_turn(settings: NodeSettings, order: Order) -> Report:
     """Do what `order` says, for a while.
 
     Raises:
-        PeerError: the order is not one, or not the run's.
-        UserError: the corpus is not the run's, or the run exceeds the owner's limits.
+        PeerError: the order is not one, not the run's, or not at this hour.
+        UserError: the text is not that of the introduction, or the run exceeds the owner's limits.
         WorldError: the disk refuses.
     """
     began = time.monotonic()
     folder = NodeFolder.open(settings.folder)
     with folder.locked():
-        corpus = open_corpus(folder, text_path(folder, settings.corpus))
+        welcome, known = read_welcome(order.welcome), KnownRuns(folder)
         try:
-            welcome = convert.welcome_from_proto(pb.JoinReply.FromString(order.welcome))
             reply = pb.ExchangeReply.FromString(order.exchange)
             said = convert.order_from_proto(reply)
         except DecodeError as error:
             raise Malformed(f"an order that can't be read ({error})") from None
-        manifest = _manifest(folder, welcome, corpus)
-        key, limits = folder.signing_key(), Limits.load(folder.path)
+        manifest = known.manifest(welcome)
+        corpus, public = texts_of(folder, settings, manifest, known)
+        key, limits = folder.signing_key(), limits_of(folder, settings)
         node_id = node_id_of(key_of_node(key))
-        place = Workplace.inside(folder, manifest, corpus, settings.device, limits)
+        device = compute_device(settings.device, limits)
+        place = Workplace.inside(folder, manifest, corpus, device, limits, public)
         if said.stop:
             forget_run(place)
             return Report()
@@ -114,26 +86,13 @@ def take_turn(settings: NodeSettings, order: Order) -> Report:
             raise Malformed("an order without a unit")
         who = (manifest.run_id, node_id, order.incarnation)
         verify_unit(welcome.coordinator_key, *who, said.unit, reply.unit_signature)
-        refuse(manifest, limits, on_gpu=machine.likely_device() == "cuda")
+        check_hours(limits)
+        refuse(manifest, limits, on_gpu=settings.on_gpu)
+        if not settings.on_gpu:
+            cap_process_memory(limits.memory_gb)
         machine.settle_threads(0, manifest.config.compute.threads)
         turn = Turn(place, BlobCache(folder.place("cache")), Signer(key, *who), said.unit)
         return turn.take(order, began + order.turn_s)
-
-
-def _manifest(folder: NodeFolder, welcome: convert.Welcome, corpus: TokenCorpus) -> RunManifest:
-    """The run's manifest, signed by the key that this node saw first for this run."""
-    path = folder.file(RUNS_FILE)
-    try:
-        seen = json.loads(path.read_text()) if path.exists() else {}
-        known = str(seen.get(RunManifest.from_bytes(welcome.manifest).run_id, ""))
-    except (RecursionError, ValueError, AttributeError):
-        raise UserError(f"{path} is damaged; name a new folder for this node.") from None
-    manifest = signed_manifest(welcome, known)
-    check_corpus(manifest, corpus)
-    if not known:
-        seen[manifest.run_id] = welcome.coordinator_key.hex()
-        write_secret(path, json.dumps(seen, indent=1, sort_keys=True).encode() + b"\n")
-    return manifest
 
 
 @dataclass
@@ -167,7 +126,7 @@ class Turn:
             inputs, missing = self._inputs(inputs_needed(self.place, self.cache, guard, unit))
             if missing:
                 return self._unfinished(missing)
-            over = guard.watched(lambda: time.monotonic() >= until, time.sleep)
+            over = guard.watched(lambda: self._is_over(until), time.sleep)
             done = do_unit(unit, inputs, self.place, self._on_progress, self._on_state, over)
             outputs = outputs_named(unit, done, self.cache)
             for ref, source in outputs:  # so that they need not come back as inputs
@@ -185,6 +144,10 @@ class Turn:
         said = self._exchange(finished=self.signer.signed(unit, result))
         blobs = {ref.digest: _bytes(source) for ref, source in outputs}
         return Report(said, blobs, figures=done.figures)
+
+    def _is_over(self, until: float) -> bool:
+        hours = Hours.parse(self.place.limits.hours)
+        return time.monotonic() >= until or not hours.open(datetime.now())
 
     def _inputs(self, refs: list[BlobRef]) -> tuple[dict[str, Path], tuple[str, ...]]:
         """Files by name, and digests of what is not here."""

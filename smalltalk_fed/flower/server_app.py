@@ -60,6 +60,7 @@ class Conductor:
         self._folder, self._grid, self._turn_s = folder, grid, turn_s
         self._attendants: dict[int, asyncio.Task[None]] = {}
         self._again_at: dict[int, float] = {}
+        self._why: dict[int, str] = {}  # a node took no part when it was last tried
 
     async def conduct(self) -> None:
         """Until the run is over.
@@ -136,7 +137,7 @@ class Conductor:
             if task.done():
                 del self._attendants[node]
                 self._again_at[node] = counter.now() + AGAIN_S
-                _say_why(node, task)
+                self._say_why(node, task)
         if counter.over:
             return  # who comes now has nothing to do
         for node in await post.nodes():
@@ -144,15 +145,17 @@ class Conductor:
                 attendant = Attendant(node, post, counter, self._turn_s)
                 self._attendants[node] = asyncio.create_task(attendant.attend())
 
-
-def _say_why(node: int, task: asyncio.Task[None]) -> None:
-    """Why an attendant ended, if not with the run. Raises NoLink: all will."""
-    try:
-        task.result()
-    except NoLink:
-        raise
-    except SmalltalkError as error:
-        log.warning("node %d of Flower's takes no part for now: %s", node, error)
+    def _say_why(self, node: int, task: asyncio.Task[None]) -> None:
+        """Why an attendant ended, if not with the run; the same once. Raises NoLink: all will."""
+        try:
+            task.result()
+            self._why.pop(node, None)
+        except NoLink:
+            raise
+        except SmalltalkError as error:
+            if self._why.get(node) != str(error):
+                self._why[node] = str(error)
+                log.warning("node %d of Flower's takes no part for now: %s", node, error)
 
 
 def _assemble(folder: RunFolder, coordinator: Coordinator, blobs: BlobStore) -> None:

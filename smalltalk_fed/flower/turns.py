@@ -1,6 +1,6 @@
 """What Flower's messages carry: who a node is, the order of a turn, and its report.
 
-    query.join    ServerApp: a challenge               node: JoinRequest, its name, a signature
+    query.join    ServerApp: JoinReply, a challenge    node: JoinRequest, its name, a signature
     train,        ServerApp: JoinReply, ExchangeReply  node: ExchangeRequest
     evaluate                 with the unit's inputs          with its outputs
     query.end     ServerApp: ExchangeReply             node: nothing
@@ -32,38 +32,53 @@ T = TypeVar("T", bytes, str, float)
 
 @dataclass(frozen=True)
 class Question:
-    """`query.join`: who is there? `challenge` is signed by who answers."""
+    """`query.join`: who is there, for this run? `challenge` is signed by who answers.
+
+    `welcome`: a JoinReply to nobody, for the signed manifest; `blobs`: what a node said it lacks.
+    """
 
     challenge: bytes
+    welcome: bytes
+    blobs: Mapping[str, bytes] = field(default_factory=dict)
 
     def to_records(self) -> RecordDict:
         """As Flower carries it."""
-        return RecordDict({_TURN: ConfigRecord({"challenge": self.challenge})})
+        turn = ConfigRecord({"challenge": self.challenge, "welcome": self.welcome})
+        return RecordDict({_TURN: turn, _BLOBS: _blobs(self.blobs)})
 
     @classmethod
     def from_records(cls, records: RecordDict) -> Question:
         """Raises Malformed."""
-        return cls(_take(records, "challenge", bytes))
+        challenge, welcome = (_take(records, name, bytes) for name in ("challenge", "welcome"))
+        return cls(challenge, welcome, _checked_blobs(records))
 
 
 @dataclass(frozen=True)
 class Introduction:
-    """The answer to it. `join`: a JoinRequest; `proof`: `wire.signing.sign_presence` over it."""
+    """The answer to it. `join`: a JoinRequest; `proof`: `wire.signing.sign_presence` over it.
 
-    join: bytes
-    proof: bytes
-    name: str
+    `missing`: digests of blobs without which the node can't answer; then there is no more.
+    """
+
+    join: bytes = b""
+    proof: bytes = b""
+    name: str = ""
+    missing: tuple[str, ...] = ()
 
     def to_records(self) -> RecordDict:
         """As Flower carries it."""
         turn = {"join": self.join, "proof": self.proof, "name": self.name}
-        return RecordDict({_TURN: ConfigRecord(turn)})
+        return RecordDict({_TURN: ConfigRecord(turn | {"missing": list(self.missing)})})
 
     @classmethod
     def from_records(cls, records: RecordDict) -> Introduction:
         """Raises Malformed."""
-        name = _take(records, "name", str)[:NAME_CHARS_MAX]
-        return cls(_take(records, "join", bytes), _take(records, "proof", bytes), name)
+        return cls(
+            _take(records, "join", bytes),
+            _take(records, "proof", bytes),
+            _take(records, "name", str)[:NAME_CHARS_MAX],
+            _texts(_fields(records).get("missing", [])),
+        )
 
 
 @dataclass(frozen=True)

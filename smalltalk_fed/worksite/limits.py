@@ -9,6 +9,7 @@ working is `guard`'s part, and when to work is `hours`'. Gigabytes are 10^9 byte
 from __future__ import annotations
 
 import json
+import logging
 import tomllib
 from pathlib import Path
 from typing import Literal, Self
@@ -20,6 +21,9 @@ from smalltalk_fed.errors import UserError, WorldError, shown
 from smalltalk_fed.wire.secret_files import write_secret
 from smalltalk_fed.worksite.footprint import disk_need, memory_need
 from smalltalk_fed.worksite.hours import ALWAYS, Hours
+from smalltalk_fed.worksite.machine import is_gpu
+
+log = logging.getLogger("smalltalk.node")
 
 LIMITS_FILE = "limits.toml"
 GB = 10**9
@@ -141,6 +145,14 @@ def refuse(manifest: RunManifest, limits: Limits, *, on_gpu: bool) -> None:
             f"the run begins its experts from a model in this machine's folder {init}, which it "
             f"would read and train further; if it may, say so with --model-folder {init}."
         )
+
+
+def compute_device(asked: str, limits: Limits) -> str:
+    """The device to compute on: one GPU where limits hold for a single process only."""
+    if limits.one_process and asked in ("auto", "cuda") and is_gpu(asked):
+        log.info("one GPU is used, since a share of the time or of its memory is limited")
+        return "cuda:0"
+    return asked
 
 
 def same_folder(asked: str, allowed: str) -> bool:

@@ -53,6 +53,11 @@ def likely_device() -> str:
     return "mps" if (sys.platform, platform.machine()) == ("darwin", "arm64") else "cpu"
 
 
+def is_gpu(device: str) -> bool:
+    """Whether an NVIDIA GPU will compute, as far as can be known without torch."""
+    return (likely_device() if device == "auto" else device).startswith("cuda")
+
+
 def usable_threads() -> int:
     """Processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -72,7 +72,8 @@ def test_leaving_ends_what_runs_even_what_ignores_a_polite_word(
     assert started[1].process.returncode == -signal.SIGKILL
 
 
-def test_a_grandchild_ends_with_its_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("session", [False, True], ids=["in its group", "in another session"])
+def test_a_grandchild_ends_with_its_parent(tmp_path: Path, session: bool) -> None:
     lock = tmp_path / "lock"
     holder = (
         f"import fcntl, signal; file = open({str(lock)!r}, 'w'); fcntl.flock(file, fcntl.LOCK_EX);"
@@ -80,7 +81,8 @@ def test_a_grandchild_ends_with_its_parent(tmp_path: Path) -> None:
     )
     code = (
         "import signal, subprocess, sys;"
-        f"subprocess.Popen([sys.executable, '-c', {holder!r}]); signal.pause()"
+        f"subprocess.Popen([sys.executable, '-c', {holder!r}], start_new_session={session});"
+        "signal.pause()"
     )
     with Children(tmp_path) as children:
         child = children.start("parent", python(code))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.deployment import wait_for
 from support.flower_runs import events, what_came
 from support.local_run import finish_run, make_run_folder
 from support.tiny_run import tiny_toml
@@ -19,11 +19,14 @@ from smalltalk_fed.demo.children import Children
 from smalltalk_fed.demo.federation import Federation
 from smalltalk_fed.flower.app_folder import write_app
 from smalltalk_fed.host.audit import audit
+from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.host.folder import RunFolder
+from smalltalk_fed.host.offline import status_offline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NODES = 4
+WAIT_S, LOOK_S = 300.0, 0.2
 TABLES: dict[str, dict[str, object]] = {
     "audit": {"rate": 0.0},
     "run": {"nodes_to_start": NODES, "lease_s": 10.0},
@@ -70,11 +73,8 @@ def done(folder: Path) -> list[str]:
     return [event.unit_id for event in found]
 
 
-def wait_for(seen: Callable[[], bool], limit_s: float = 300.0) -> None:
-    end = time.monotonic() + limit_s
-    while not seen():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.2)
+def phase(folder: Path) -> str:
+    return str(status_offline(RunFolder.open(folder), SystemClock())["phase"])
 
 
 def pids(*words: str) -> list[int]:
@@ -90,6 +90,26 @@ def pids(*words: str) -> list[int]:
     return found
 
 
+def client_apps(federation: Federation) -> list[int]:
+    """ClientApps at work at SuperNodes that are still there."""
+    there = [node.process.pid for node in federation.supernodes if not node.ended]
+    found = pids("flwr-clientapp")
+    return [pid for pid in found if any(parent in there for parent in parents(pid))]
+
+
+def parents(pid: int) -> list[int]:
+    """A process' ancestors, the nearest first."""
+    found = []
+    while pid > 1:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return found
+        pid = int(stat.rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
+
+
 def test_a_run_over_four_supernodes_is_the_native_one_whatever_is_killed(
     federation: Federation,
     submit: Callable[[], str],
@@ -98,27 +118,33 @@ def test_a_run_over_four_supernodes_is_the_native_one_whatever_is_killed(
 ) -> None:
     """One run, so that the minutes of waiting for Flower are paid once.
 
-    A ServerApp is killed in the middle and handed in again; then a ClientApp in the middle of
-    an expert, and a SuperNode for good.
+    A ServerApp is killed in the middle and handed in again; then a SuperNode ends for good, and
+    the ClientApp of another is killed at work, which costs one turn.
     """
     run, port = tmp_path / "run", str(federation.port)
     first = submit()
-    wait_for(lambda: len(done(run)) >= 2)
+    wait_for(lambda: len(done(run)) >= 2, "two units to be done", WAIT_S, LOOK_S)
     for pid in pids("flwr-serverapp", port):
         os.kill(pid, signal.SIGKILL)
     killed = federation.wait(first, 200.0)
     assert killed["status"] == "finished:failed"
     before = len(done(run))
     second = submit()
-    wait_for(lambda: len(done(run)) > before)
+    wait_for(lambda: len(done(run)) > before, "the run to go on", WAIT_S, LOOK_S)
     federation.children.end(federation.supernodes[0])
+    wait_for(lambda: phase(run) == "training", "the experts to be trained", WAIT_S, 1.0)
+    apps = wait_for(lambda: client_apps(federation), "a ClientApp to be at work", WAIT_S, LOOK_S)
+    os.kill(apps[0], signal.SIGKILL)
     line = federation.wait(second, 600.0, (run / "mixture").exists)
     assert line["status"] == "finished:completed", federation.log(second)
     folder = RunFolder.open(run)
     assert what_came(folder) == native
     assert audit(folder).proved
     assert len(done(run)) == len(set(done(run)))
-    assert "suffix_ppl" in federation.log(second)
+    said = federation.log(second)
+    assert "(1 in a row)" in said
+    assert "(2 in a row)" not in said
+    assert "suffix_ppl" in said
 
 
 def test_a_supernode_without_a_registered_key_is_not_let_in(
@@ -126,5 +152,5 @@ def test_a_supernode_without_a_registered_key_is_not_let_in(
 ) -> None:
     federation._node_key("stranger")
     stranger = federation.start_node("stranger", {"dir": str(tmp_path / "s")})
-    wait_for(lambda: stranger.ended, 60.0)
+    wait_for(lambda: stranger.ended, "the stranger to be sent away", 60.0, LOOK_S)
     assert stranger.process.returncode != 0

@@ -62,7 +62,8 @@ def test_a_unit_of_an_earlier_process_is_not_done(order: tuple[Order, NodeSettin
 def test_a_run_whose_key_has_changed_is_refused(order: tuple[Order, NodeSettings]) -> None:
     given, settings = order
     path = settings.folder / "flower-runs.json"
-    path.write_text(json.dumps(dict.fromkeys(json.loads(path.read_text()), "00" * 32)))
+    known = {run: seen | {"key": "00" * 32} for run, seen in json.loads(path.read_text()).items()}
+    path.write_text(json.dumps(known))
     with pytest.raises(Unauthenticated, match="another signing key"):
         take_turn(settings, given)
 

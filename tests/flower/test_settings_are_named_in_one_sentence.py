@@ -66,3 +66,34 @@ def test_simulated_nodes_have_folders_of_their_own_and_the_runs_corpus() -> None
     )
     with pytest.raises(SmalltalkError, match="--run-config 'node-dir="):
         NodeSettings.of({"partition-id": 0}, {"run-dir": "/run"})
+
+
+def test_a_silos_owner_names_text_seat_and_who_gets_its_experts() -> None:
+    run = {"run-dir": "/run", "corpus": "/c", "node-text": "/{}", "node-weights": "public"}
+    mine = {"dir": "/mine", "corpus": "/my/text.jsonl", "public": "/c", "seat": 2}
+    settings = NodeSettings.of(mine | {"weights": "operator"}, run)
+    assert (settings.corpus, settings.public) == (Path("/my/text.jsonl"), Path("/c"))
+    assert (settings.seat, settings.weights) == (2, "operator")
+    # Whatever else an owner says, such as Flower's own keys: the organiser decides nothing here.
+    settings = NodeSettings.of({"dir": "/mine", "corpus": "/t", "partition-id": 1}, run)
+    assert (settings.corpus, settings.weights, settings.seat) == (Path("/t"), "", -1)
+
+
+@pytest.mark.parametrize("seat", ["1", 1.0, True, -2])
+def test_a_seat_is_a_number(seat: Any) -> None:
+    with pytest.raises(SmalltalkError, match="'seat' must be a number from 0"):
+        NodeSettings.of({"dir": "/mine", "corpus": "/t", "seat": seat}, {})
+
+
+def test_simulated_silos_have_texts_and_seats_by_their_number() -> None:
+    run = {
+        "run-dir": "/run",
+        "corpus": "/public",
+        "node-text": "/texts/{}.jsonl",
+        "node-weights": "operator",
+    }
+    settings = NodeSettings.of({"partition-id": 3, "num-partitions": 4}, run)
+    assert (settings.corpus, settings.public) == (Path("/texts/3.jsonl"), Path("/public"))
+    assert (settings.seat, settings.weights) == (3, "operator")
+    with pytest.raises(SmalltalkError, match=r"must have \{\} where a node's number"):
+        NodeSettings.of({"partition-id": 0}, run | {"node-text": "/texts/one.jsonl"})

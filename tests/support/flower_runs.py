@@ -12,13 +12,15 @@ from flwr.app import Error, RecordDict
 from support.flower_grid import LinkLost, ThreadGrid, node_config, server_context
 from support.local_run import make_run_folder
 
-from smalltalk_fed.core.events import RoundAssigned, SegmentsMade, UnitAccepted
+from smalltalk_fed.core.events import PricesMoved, RoundAssigned, SegmentsMade, UnitAccepted
 from smalltalk_fed.core.units import UnitKey, UnitKind
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import WorldError
 from smalltalk_fed.flower import server_app
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.host.journal import Journal
+
+EVALUATIONS = (UnitKind.EVALUATE, UnitKind.EVALUATE_SILO)
 
 
 def what_came(folder: RunFolder) -> dict[str, Any]:
@@ -34,12 +36,14 @@ def what_came(folder: RunFolder) -> dict[str, Any]:
                 found[f"shares of {event.round}"] = [ref.digest for ref in event.shares]
             case SegmentsMade():
                 found["segments"] = [ref.digest for ref in event.segments]
+            case PricesMoved():
+                found[f"prices of {event.block}/{event.turn}"] = event.prices
             case UnitAccepted():
                 kind = UnitKey.parse(event.unit_id).kind
                 if kind is UnitKind.AUDIT:
                     continue
                 outputs = [(ref.name, ref.digest) for ref in event.outputs]
-                figures = dict(event.figures) if kind is UnitKind.EVALUATE else {}
+                figures = dict(event.figures) if kind in EVALUATIONS else {}
                 figures.pop("tokens_per_s", None)
                 found[event.unit_id] = (outputs, figures)
     return found
@@ -67,6 +71,13 @@ class FlowerStage:
     def __post_init__(self) -> None:
         self.folder = make_run_folder(self.path / "run", self.corpus, **self.changes)
 
+    def node_configs(self) -> dict[int, dict[str, Any]]:
+        """Node configs by Flower's id."""
+        return {
+            number: node_config(self.path, name, self.corpus.folder)
+            for number, name in enumerate(self.names, start=101)
+        }
+
     def play(
         self,
         fault: Callable[[int, str, int], Error | None] = lambda node, kind, number: None,
@@ -75,11 +86,7 @@ class FlowerStage:
     ) -> ThreadGrid:
         """One ServerApp, from its start to its end; returns the messages that it sent."""
         config = {"run-dir": str(self.folder.path), "turn-s": self.turn_s}
-        nodes = {
-            number: node_config(self.path, name, self.corpus.folder)
-            for number, name in enumerate(self.names, start=101)
-        }
-        grid = ThreadGrid(nodes, config, fault)
+        grid = ThreadGrid(self.node_configs(), config, fault)
         grid.alter = alter
         on_grid(grid)
         try:
