@@ -135,6 +135,8 @@ class Coordinator:
                 self._resume(conversation, now)
             case msg.Withdraw():
                 withdrawal.take(self._out, self._dispatch, message, conversation, now)
+                if isinstance(self._job, msg.PricesJob):
+                    self._job = None  # it counts with what left; one without is asked for
                 self._advance(now)
             case _:
                 event, answer = admission.decide(self.state, message, now)

@@ -270,12 +270,15 @@ class JudgeJob:
 class PricesJob:
     """Move the prices of a private run by what its silos counted.
 
-    `counts`, `train`, `heldout`: by seat, the rows and how many sequences each silo has.
+    `seats`: of the silos that are left, `experts`: those of each that are. `counts`, `train`,
+    `heldout`: in the same order, the rows and how many sequences each silo has.
     """
 
     job_id: str
     block: int
     turn: int
+    seats: tuple[int, ...]
+    experts: tuple[tuple[int, ...], ...]
     counts: tuple[BlobRef, ...]
     train: tuple[int, ...]
     heldout: tuple[int, ...]

@@ -12,7 +12,7 @@ from smalltalk_fed.config.private import Share, seat_experts, seat_of
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.silo_book import is_private
+from smalltalk_fed.core.silo_book import is_private, remaining
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import OF_A_SILO, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, Refused
@@ -64,9 +64,13 @@ def free_seats(state: HardState) -> list[int]:
 
 
 def waiting_for(state: HardState, present: set[str]) -> list[str]:
-    """Nodes that sit in a seat and are not here, by name: the run can't go on without them."""
-    taken = (state.nodes[each.node_id] for each in state.seats.values())
-    return [node.name for node in taken if node.node_id not in present]
+    """Nodes that sit in a seat and are not here, by name: the run can't go on without them.
+
+    Whose experts were all withdrawn is not waited for.
+    """
+    taken = (seat for seat in state.seats.values() if remaining(state, seat.seat))
+    nodes = (state.nodes[each.node_id] for each in taken)
+    return [node.name for node in nodes if node.node_id not in present]
 
 
 def node_of(state: HardState, key: UnitKey) -> str | None:

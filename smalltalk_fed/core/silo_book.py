@@ -4,6 +4,7 @@ A step is a pair (block, turn). Turn 0 of block x: every seat trains its routers
 EM rounds, then counts what all routers win of its held-out text, then the prices move. After
 the last block come turns 1, 2, ... with the finished routers: counts and prices alone. The
 steps come in this order, one at a time; where a run stands follows from the last PricesMoved.
+A silo all of whose experts were withdrawn has no part in them any more.
 
 Rules: of old blocks nothing stays but the moves of the prices; routers of the last two blocks
 and the counts of the last step do.
@@ -44,6 +45,18 @@ def block_count(manifest: RunManifest) -> int:
 def turn_count(manifest: RunManifest) -> int:
     """Counts after the last block."""
     return manifest.config.private.price_rounds
+
+
+def remaining(state: HardState, seat: int) -> tuple[int, ...]:
+    """Experts of a seat that are still part of the mixture."""
+    own = seat_experts(state.manifest.config)[seat]
+    return tuple(expert for expert in own if expert not in state.withdrawn)
+
+
+def seats_left(state: HardState) -> list[int]:
+    """Seats whose silos the run goes on with: an expert of theirs is part of the mixture."""
+    seats = range(len(seat_experts(state.manifest.config)))
+    return [seat for seat in seats if remaining(state, seat)]
 
 
 def due(state: HardState) -> tuple[int, int] | None:

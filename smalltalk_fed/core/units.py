@@ -135,6 +135,8 @@ class Unit:
     private run: each expert's part of all silos' training text.
     `sample`: which sequences an audit looks at; drawn after the result was in.
     `prices`: nats by which the routers' scores are corrected, one an expert; empty: not at all.
+    `withdrawn`: experts that the unit is done without, since they have left the mixture; only
+    in a private run, where the inputs have no routers of theirs.
     """
 
     key: UnitKey
@@ -143,6 +145,7 @@ class Unit:
     weights: tuple[float, ...] = ()
     sample: int = 0
     prices: tuple[float, ...] = ()
+    withdrawn: tuple[int, ...] = ()
 
     @property
     def unit_id(self) -> str:

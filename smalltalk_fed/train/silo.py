@@ -5,13 +5,14 @@ counts how many of its held-out prefixes each router would win under the current
 may leave of the counts is `mixture.silo_prices`' part, training an expert `silo_expert`'s.
 
 Rules: those of `units` hold: what comes out is a function of manifest, text and inputs. Ids and
-scores of single sequences go to the caller in the silo, and to no one else.
+scores of single sequences go to the caller in the silo, and to no one else. A router that is
+None is of an expert that has left the mixture: it wins nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class SiloEvaluation:
 def heldout_scores(
     manifest: RunManifest,
     corpus: SiloText,
-    routers: Sequence[bytes],
+    routers: Sequence[bytes | None],
     *,
     cache_folder: Path | None = None,
     device: torch.device | str = "cpu",
@@ -76,22 +77,24 @@ def heldout_scores(
 ) -> np.ndarray:
     """Return the score of each held-out prefix under each of the E routers, fp32[N, E].
 
-    They are kept in `cache_folder`, which must be the silo's own, since prices move several
-    times over the same scores; the last ones are kept, under the digest of their routers.
+    Under a router that is None it is minus infinity. They are kept in `cache_folder`, which must
+    be the silo's own, since prices move several times over the same scores; the last ones are
+    kept, under the digest of their routers.
     """
     use_threads(manifest.config.compute)
     file = None
     if cache_folder is not None:
         digest = hashlib.sha256()
         for parameters in routers:
-            digest.update(hashlib.sha256(parameters).digest())
+            digest.update(hashlib.sha256(parameters or b"").digest())
         file = cache_folder / f"heldout-scores-{digest.hexdigest()[:32]}.f32"
         if (known := _read_scores(file, (len(corpus.heldout), len(routers)))) is not None:
             return known
-    models = [build_silo_router(manifest, e, data) for e, data in enumerate(routers)]
-    scores_NxE = prefix_scores(
+    there = {e: data for e, data in enumerate(routers) if data is not None}
+    scores_NxE = np.full((len(corpus.heldout), len(routers)), -np.inf, np.float32)
+    scores_NxE[:, list(there)] = prefix_scores(
         manifest,
-        models,
+        [build_silo_router(manifest, e, data) for e, data in there.items()],
         corpus.heldout,
         np.arange(len(corpus.heldout)),
         device=device,
@@ -119,7 +122,7 @@ def _read_scores(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
 def count_wins(
     manifest: RunManifest,
     corpus: SiloText,
-    routers: Sequence[bytes],
+    routers: Sequence[bytes | None],
     prices_E: Sequence[float] | np.ndarray,
     *,
     cache_folder: Path | None = None,
@@ -149,16 +152,18 @@ def silo_segments(
     corpus: SiloText,
     routers: Mapping[int, bytes],
     *,
+    without: Collection[int] = (),
     device: torch.device | str = "cpu",
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> dict[int, np.ndarray]:
     """Divide the silo's training text evenly among its own experts, by the final routers.
 
-    Returns ascending int64 ids by expert; they never leave. With one expert it has all.
+    `without`: experts that had left before. Returns ascending int64 ids by expert; they never
+    leave. With one expert it has all.
     """
     use_threads(manifest.config.compute)
-    experts = seat_experts(manifest.config)[seat]
+    experts = [e for e in seat_experts(manifest.config)[seat] if e not in without]
     ids_N = np.arange(len(corpus.train))
     if len(experts) == 1:
         return {experts[0]: ids_N}
@@ -178,7 +183,7 @@ def silo_segments(
 def evaluate_silo(
     manifest: RunManifest,
     corpus: SiloText,
-    routers: Sequence[bytes],
+    routers: Sequence[bytes | None],
     prices_E: Sequence[float] | np.ndarray,
     experts: Mapping[int, bytes | Path],
     *,

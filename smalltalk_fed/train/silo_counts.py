@@ -38,7 +38,7 @@ def silo_counts(
     corpus: SiloText,
     block: int,
     index: int,
-    routers: Sequence[bytes],
+    routers: Sequence[bytes | None],
     prices_E: Sequence[float] | np.ndarray,
     *,
     releases: Releases | None = None,
@@ -69,7 +69,7 @@ def silo_counts(
     floor = manifest.config.private.count_floor
     if not manifest.config.privacy.on:
         return withhold(count(), floor), {}
-    inputs = {f"router-{expert}": data for expert, data in enumerate(routers)}
+    inputs = {f"router-{expert}": data for expert, data in enumerate(routers) if data is not None}
     inputs["prices"] = np.asarray(prices_E, dtype="<f8").tobytes()
     row_E, figures = private_counts(
         manifest,

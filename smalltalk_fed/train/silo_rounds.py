@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +105,7 @@ def silo_block(
     block: int,
     routers: Mapping[int, bytes],
     *,
+    without: Collection[int] = (),
     releases: Releases | None = None,
     work_folder: Path | None = None,
     device: torch.device | str = "cpu",
@@ -113,7 +114,8 @@ def silo_block(
 ) -> SiloBlockResult:
     """Run the EM rounds of block `block` (1..X) for the routers of seat `seat`.
 
-    `routers` are the seat's own after the block before; none before the first. In
+    `routers` are the seat's own after the block before; none before the first. `without`: its
+    experts that have left the mixture; the others' rounds are as long as before. In
     `work_folder` finished rounds are kept, and checkpoints of the one under way, so that a
     block that was cut off goes on there. Under noise (`[privacy]`) the seat's one router is
     trained by `private_block` instead, and `releases` is the silo's ledger.
@@ -121,7 +123,7 @@ def silo_block(
     Stopped.
     """
     use_threads(manifest.config.compute)
-    experts = seat_experts(manifest.config)[seat]
+    experts = tuple(e for e in seat_experts(manifest.config)[seat] if e not in without)
     models = {e: build_silo_router(manifest, e, routers.get(e)) for e in experts}
     if manifest.config.privacy.on:
         sequences, (expert,) = len(corpus.train), experts
@@ -141,7 +143,7 @@ def silo_block(
         )
         return SiloBlockResult({expert: parameters}, figures)
     silo = _Silo(manifest, seat, corpus.train, torch.device(device), should_stop)
-    kept = None if work_folder is None else _Kept(work_folder, seat, block, routers)
+    kept = None if work_folder is None else _Kept(work_folder, seat, block, experts, routers)
     rounds = block_rounds(manifest, block)
     done = 0 if kept is None else kept.restore(models)
     for index, round_ in enumerate(rounds):
@@ -186,9 +188,13 @@ class _Silo:
         seed, count = self._manifest.config.run.seed, len(models)
         chunk = silo_chunk_sequences(self._manifest, self._seat, len(self._rows))
         ids_N = chunk_ids(seed, len(self._rows), round_ - 1, chunk, f"silo {self._seat}")
+        # Experts that left take their part of the chunk along: routers that read more than others
+        # would win text for that alone.
+        all_of_seat = len(seat_experts(self._manifest.config)[self._seat])
+        ids_N = ids_N[: -(-chunk * count // all_of_seat)]
         if round_ == 1 or count == 1:
             key = derive_key(seed, "first-assignment", "silo", self._seat)
-            place_N = random_assignment(chunk, equal_capacity(chunk, count), key)
+            place_N = random_assignment(len(ids_N), equal_capacity(len(ids_N), count), key)
         else:
             scores_NxH = prefix_scores(
                 self._manifest,
@@ -257,9 +263,14 @@ class _Kept:
     """Finished rounds of a block on disk, filed under the digest of what it began with."""
 
     def __init__(
-        self, work_folder: Path, seat: int, block: int, routers: Mapping[int, bytes]
+        self,
+        work_folder: Path,
+        seat: int,
+        block: int,
+        experts: Collection[int],
+        routers: Mapping[int, bytes],
     ) -> None:
-        digest = hashlib.sha256(f"{seat}/{block}".encode())
+        digest = hashlib.sha256(f"{seat}/{block}/{sorted(experts)}".encode())
         for expert in sorted(routers):
             digest.update(hashlib.sha256(routers[expert]).digest())
         self.folder = work_folder / f"block-{digest.hexdigest()[:16]}"

@@ -166,6 +166,7 @@ def _handed_out(run_id: str, node_id: str, incarnation: int, unit: Unit) -> dict
         "weights": [float(weight) for weight in unit.weights],
         "sample": unit.sample,
         **({"prices": [float(price) for price in unit.prices]} if unit.prices else {}),
+        **({"withdrawn": list(unit.withdrawn)} if unit.withdrawn else {}),
     }
 
 

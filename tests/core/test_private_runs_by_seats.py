@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.core_world import FakeNode, World, blob
-from support.silo_world import private_manifest, silo, steps, three_silos, work
+from support.core_world import World, blob
+from support.silo_world import private_manifest, silo, steps, three_silos, work, work_until
 
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core import silos
@@ -434,19 +434,3 @@ def test_a_lost_router_of_the_present_block_is_trained_again(world: World) -> No
     assert nodes[1].unit and nodes[1].unit.unit_id == "silo_block/1/1"
     nodes[0].question = 0
     work(world, nodes, "finished", turns=1000)
-
-
-def work_until(world: World, nodes: list[FakeNode], unit_id: str) -> None:
-    """Until the node that it is for has this unit at hand."""
-    for _ in range(200):
-        for node in nodes:
-            node.look()
-            if node.unit and node.unit.unit_id == unit_id:
-                return
-            if node.unit:
-                node.done()
-            elif node.question == 0 or node.question in world.answers:
-                node.poll()
-            if node.unit and node.unit.unit_id == unit_id:
-                return
-    raise AssertionError(f"{unit_id} was not handed out")

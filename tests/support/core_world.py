@@ -143,7 +143,11 @@ class World:
         if isinstance(job, msg.JudgeJob):
             return judge(self.manifest, job)
         if isinstance(job, msg.PricesJob):
-            moved = {f"price_{e}": price + e + 1 for e, price in enumerate(job.prices)}
+            there = set().union(*job.experts)
+            moved = {
+                f"price_{e}": price + e + 1 if e in there else price
+                for e, price in enumerate(job.prices)
+            }
             return msg.JobFinished(job.job_id, (), moved | {"off_diagonal": 0.25})
         if isinstance(job, msg.AssignJob):
             blocks = {e: f"router_round/{e}/{job.round - 1}" for e in range(self.manifest.experts)}
@@ -264,7 +268,9 @@ class FakeNode:
     def result(self) -> Result:
         """What a good result of the unit at hand looks like."""
         assert self.unit
-        outputs = honest(self.world.manifest, self.unit.unit_id)
+        gone = {f"router-{expert}" for expert in self.unit.withdrawn}
+        every = honest(self.world.manifest, self.unit.unit_id)
+        outputs = tuple(ref for ref in every if ref.name not in gone)
         if stays(self.world.coordinator.state, self.unit.key):
             outputs = ()
         if self.unit.key.kind is UnitKind.AUDIT:

@@ -81,6 +81,22 @@ def work(world: World, nodes: list[FakeNode], until: str, turns: int = 200) -> N
     raise AssertionError(f"stuck in {world.coordinator.state.phase}")
 
 
+def work_until(world: World, nodes: list[FakeNode], unit_id: str) -> None:
+    """Until the node that it is for has this unit at hand."""
+    for _ in range(200):
+        for node in nodes:
+            node.look()
+            if node.unit and node.unit.unit_id == unit_id:
+                return
+            if node.unit:
+                node.done()
+            elif node.question == 0 or node.question in world.answers:
+                node.poll()
+            if node.unit and node.unit.unit_id == unit_id:
+                return
+    raise AssertionError(f"{unit_id} was not handed out")
+
+
 def steps(journal: list[Event]) -> list[tuple[int, int]]:
     """The steps of which the prices moved, in their order."""
     return [(e.block, e.turn) for e in journal if isinstance(e, PricesMoved)]

@@ -55,6 +55,16 @@ def test_each_silo_wins_its_own_text(finished, silos):
         assert counts[seat] >= 9  # of 10
 
 
+def test_a_router_that_has_left_wins_nothing_and_the_others_win_its_text(finished, silos, tmp_path):
+    manifest, oracle = finished
+    left = [oracle.routers[0], None]
+    every = count_wins(manifest, silos[1], oracle.routers, [0.0, 0.0], cache_folder=tmp_path)
+    assert every[1] >= 9
+    # The scores that are kept are of both.
+    counts = count_wins(manifest, silos[1], left, [0.0, -50.0], cache_folder=tmp_path)
+    assert counts.tolist() == [10, 0]
+
+
 def test_scores_are_kept_for_the_next_prices_and_only_for_the_same_routers(
     finished, silos, tmp_path
 ):
@@ -92,6 +102,18 @@ def test_a_silos_experts_share_its_text_evenly_by_their_routers(finished, corpus
     for kind in (0, 1):
         assert (segments[kind] % 2 == kind).mean() > 0.9
         assert (np.diff(segments[kind]) > 0).all()
+
+
+def test_of_an_expert_that_left_before_the_others_have_its_text(finished, corpus):
+    _, oracle = finished
+    manifest = private_run(3, private={"experts_of": [3]})
+    whole = Silo(Picked(corpus.train, np.arange(96)), Picked(corpus.heldout, np.arange(20)))
+    two = silo_segments(manifest, 0, whole, {0: oracle.routers[0], 2: oracle.routers[1]},
+                        without=(1,))  # fmt: skip
+    assert {expert: len(ids) for expert, ids in two.items()} == {0: 48, 2: 48}
+    one = silo_segments(manifest, 0, whole, {}, without=(0, 1))
+    assert list(one) == [2]
+    assert one[2].tolist() == list(range(96))
 
 
 def test_the_evaluation_sums_over_what_the_experts_here_win(finished, silos):

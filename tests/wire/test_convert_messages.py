@@ -65,6 +65,7 @@ units = st.builds(
     weights=st.lists(st.floats(0, 1e9), max_size=4).map(tuple),
     sample=integers,
     prices=st.lists(numbers, max_size=4).map(tuple),
+    withdrawn=st.lists(st.integers(0, 1023), max_size=4, unique=True).map(tuple),
 )
 results = st.builds(Result, unit_ids, blob_lists(4), figures, st.sampled_from([b"", b"s" * 64]))
 capabilities = st.builds(
@@ -225,6 +226,12 @@ def test_digest_has_32_bytes(length: int) -> None:
 def test_unit_id_must_parse(unit_id: str) -> None:
     with pytest.raises(Malformed):
         values.unit_from_proto(pb.Unit(unit_id=unit_id))
+
+
+@pytest.mark.parametrize("withdrawn", [[1024], [3, 3]])
+def test_experts_that_have_left_are_some_that_can_be_each_once(withdrawn: list[int]) -> None:
+    with pytest.raises(Malformed, match="experts that have left"):
+        values.unit_from_proto(pb.Unit(unit_id="shard/1", withdrawn=withdrawn))
 
 
 def test_counts_and_lengths_are_bounded() -> None:

@@ -123,20 +123,22 @@ class Figure(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Unit(_message.Message):
-    __slots__ = ("unit_id", "inputs", "start_step", "weights", "sample", "prices")
+    __slots__ = ("unit_id", "inputs", "start_step", "weights", "sample", "prices", "withdrawn")
     UNIT_ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     START_STEP_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     PRICES_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     unit_id: str
     inputs: _containers.RepeatedCompositeFieldContainer[BlobRef]
     start_step: int
     weights: _containers.RepeatedScalarFieldContainer[float]
     sample: int
     prices: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, unit_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ..., start_step: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ..., sample: _Optional[int] = ..., prices: _Optional[_Iterable[float]] = ...) -> None: ...
+    withdrawn: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, unit_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ..., start_step: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ..., sample: _Optional[int] = ..., prices: _Optional[_Iterable[float]] = ..., withdrawn: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("unit_id", "outputs", "figures", "signature")
