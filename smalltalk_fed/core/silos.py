@@ -139,7 +139,7 @@ def public_experts(state: HardState, seat: int) -> tuple[BlobRef, ...]:
     own = seat_experts(state.manifest.config)[seat]
     found = []
     for expert in range(state.experts):
-        if expert not in (*own, *state.withdrawn) and share_of(state, expert) == "public":
+        if expert not in own and share_of(state, expert) == "public":
             key = UnitKey(UnitKind.TRAIN_EXPERT, expert)
             accepted = state.finished.get(key.unit_id)
             if accepted is not None and accepted.outputs:
