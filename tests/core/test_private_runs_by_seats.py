@@ -9,7 +9,7 @@ from support.core_world import World, blob
 from support.silo_world import private_manifest, silo, steps, three_silos, work, work_until
 
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core import silos
+from smalltalk_fed.core import handout, silos
 from smalltalk_fed.core.events import SeatTaken, UnitAccepted
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import needed_blobs
@@ -328,6 +328,17 @@ def test_only_public_experts_go_to_other_silos(world: World) -> None:
     assert unit is not None
     names = [ref.name for ref in unit.inputs if not ref.name.startswith("router-")]
     assert names == ["weights-0"]
+
+
+def test_an_owner_that_keeps_an_expert_after_all_is_obeyed_from_then_on(world: World) -> None:
+    a, b, _ = nodes = three_silos(world, share="public")
+    work_until(world, nodes, "evaluate_silo/1")
+    assert b.unit and b.unit.input("weights-0")
+    a.share, a.incarnation, a.unit, a.question = "never", 2, None, 0
+    a.join()
+    given = handout.unit(world.coordinator.state, UnitKey.parse("evaluate_silo/1"))
+    assert given.input("weights-0") is None
+    assert given.input("weights-2")
 
 
 def test_what_is_not_public_is_for_its_own_node_alone(world: World) -> None:

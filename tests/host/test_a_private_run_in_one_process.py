@@ -10,6 +10,7 @@ import pytest
 from support.leaks import Haystack, token_pieces
 from support.silo_run import WEIGHTS, Silo, make_folder, run_silos, tiny_texts
 
+from smalltalk_fed.core.units import UnitKind
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.mixture.package import MixtureManifest, present_experts, read_mixture
@@ -68,6 +69,20 @@ def test_the_mixture_says_how_it_came_out(mixture: MixtureManifest) -> None:
     assert metrics["prices"]["turn"] == 2
     assert metrics["heldout"]["suffix_ppl"] > 1
     assert len(metrics["heldout"]["silos"]) == 3
+
+
+def test_a_silos_text_is_evaluated_by_its_own_experts_and_public_ones_alone(
+    silos: list[Silo],
+) -> None:
+    """Others' weights stay where they are: what they would win is `elsewhere`."""
+    for silo in silos:
+        (unit, done) = next(
+            each for each in silo.handed_in if each[0].key.kind is UnitKind.EVALUATE_SILO
+        )
+        lent = {ref.name for ref in unit.inputs if ref.name.startswith("weights-")}
+        assert lent == (set() if silo.seat == 2 else {"weights-2", "weights-3"})
+        here = done.figures.get("sequences", 0)
+        assert here + done.figures["elsewhere"] == len(silo.place.corpus.heldout)
 
 
 def test_what_is_handed_in_is_declared_and_holds_no_text(silos: list[Silo]) -> None:

@@ -23,7 +23,7 @@ from smalltalk_fed.core.units import Result, Unit
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.host.assemble import assemble_mixture
 from smalltalk_fed.host.clock import SystemClock
-from smalltalk_fed.host.folder import RunFolder
+from smalltalk_fed.host.folder import Addresses, RunFolder
 from smalltalk_fed.host.handed_in import check_signature
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.host.journal import Journal
@@ -37,7 +37,7 @@ WEIGHTS = ("operator", "never", "public")  # by seat
 Between = Callable[["Silo", Unit, Result], Awaitable[str]]
 
 
-def make_folder(path: Path) -> RunFolder:
+def make_folder(path: Path, addresses: Addresses = ADDRESSES, now: float = 1.0) -> RunFolder:
     """A run of four experts on three seats."""
     tokenizer = path / "tokenizer.json"
     vocabulary = {f"t{index}": index for index in range(VOCABULARY)}
@@ -63,7 +63,7 @@ def make_folder(path: Path) -> RunFolder:
         "compute": {"threads": 1, "score_batch": 16},
     }
     config = parse_config(table, "test")
-    return RunFolder.create(path / "run", config, "", tokenizer, ADDRESSES, now=1.0)
+    return RunFolder.create(path / "run", config, "", tokenizer, addresses, now)
 
 
 @dataclass
