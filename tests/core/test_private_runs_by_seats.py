@@ -8,8 +8,8 @@ import pytest
 from support.core_world import World, blob
 from support.silo_world import private_manifest, silo, steps, three_silos, work, work_until
 
-from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core import handout, silos
+from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.events import SeatTaken, UnitAccepted
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import needed_blobs
