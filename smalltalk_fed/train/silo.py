@@ -56,9 +56,10 @@ __all__ = [
 class SiloEvaluation:
     """A silo's held-out text under the mixture; only `figures` may leave.
 
-    `figures` has sums in nats and token counts over the sequences whose winner's weights are
-    here (`sequences`), or nothing of them when they are fewer than the floor; and how many went
-    `elsewhere`, rounded down to a multiple of the floor.
+    `figures` has sums in nats and token counts over sequences whose winner's weights are here
+    (`sequences`), as many of them as are a multiple of the floor, so that the total, which is
+    known, does not tell what went elsewhere; nothing of them when they are fewer. And how many
+    went `elsewhere`, rounded down to a multiple of the floor.
     """
 
     winner_N: np.ndarray
@@ -211,9 +212,12 @@ def evaluate_silo(
     )
     sums_2 = np.zeros(2)
     here = np.isin(winner_N, list(experts))
+    floor = config.private.count_floor
+    count, elsewhere = int(here.sum()) // floor * floor, int((~here).sum())
+    summed_N = here & (np.cumsum(here) <= count)
     done = 0
     for expert, weights in sorted(experts.items()):
-        ids = np.flatnonzero(winner_N == expert)
+        ids = np.flatnonzero((winner_N == expert) & summed_N)
         if not len(ids):
             continue
         model = build_expert(manifest, "expert")
@@ -233,11 +237,9 @@ def evaluate_silo(
         ]
         done += len(ids)
         if on_progress is not None:
-            on_progress(done / max(1, int(here.sum())), {})
-    floor = config.private.count_floor
-    count, elsewhere = int(here.sum()), int((~here).sum())
+            on_progress(done / max(1, count), {})
     figures = {"elsewhere": float(elsewhere // floor * floor)}
-    if count >= floor:
+    if count:
         figures |= {
             "sequences": float(count),
             "prefix_nll": float(sums_2[0]),

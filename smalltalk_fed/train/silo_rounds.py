@@ -180,7 +180,7 @@ class _Silo:
     ) -> None:
         self._manifest, self._seat, self._rows = manifest, seat, rows
         self._device, self._should_stop = device, should_stop
-        self._loss_sum, self._tokens, self._seconds = 0.0, 0, 0.0
+        self._loss_sum, self._tokens, self._seconds, self._sequences = 0.0, 0, 0.0, 0
         self._balance: dict[str, float] = {}
 
     def divide(self, round_: int, models: Mapping[int, nn.Module]) -> dict[int, np.ndarray]:
@@ -245,18 +245,24 @@ class _Silo:
             raise Stopped
         self._loss_sum += result.loss_mean * result.tokens
         self._tokens += result.tokens
+        self._sequences += len(share_ids)
         self._seconds += result.seconds
 
     def figures(self) -> dict[str, float]:
-        """What the unit reports: means over the block, of what this process did of it."""
+        """What the unit reports: means over the block, of what this process did of it.
+
+        Of fewer sequences than the floor of counts no means.
+        """
         if not self._tokens:
-            return dict(self._balance)
-        return self._balance | {
-            "loss_mean": self._loss_sum / self._tokens,
+            return {}
+        figures = {
             "tokens": float(self._tokens),
             "seconds": self._seconds,
             "tokens_per_s": self._tokens / max(self._seconds, 1e-9),
         }
+        if self._sequences < self._manifest.config.private.count_floor:
+            return figures
+        return figures | self._balance | {"loss_mean": self._loss_sum / self._tokens}
 
 
 class _Kept:

@@ -199,6 +199,21 @@ def test_what_a_block_says_is_of_the_whole_block(silos):
     assert set(figures) == {"loss_mean", "tokens", "seconds", "tokens_per_s"}
 
 
+def test_of_few_sequences_it_says_no_mean(silos):
+    """Two rounds of 20."""
+    for floor, said in ((40, True), (41, False)):
+        manifest = private_run(2, private={"count_floor": floor})
+        figures = silo_block(manifest, 0, silos[0], 1, {}).figures
+        assert ("loss_mean" in figures) == said
+        assert figures["tokens"] > 0
+
+
+def test_nor_how_few_were_balanced(whole_text):
+    manifest = private_run(2, private={"experts_of": [2], "count_floor": 1000})
+    figures = silo_block(manifest, 0, whole_text, 1, {}).figures
+    assert set(figures) == {"tokens", "seconds", "tokens_per_s"}
+
+
 def test_routers_of_another_shape_are_refused(silos):
     other = private_run(
         2, router={"model": {"hidden": 32, "layers": 1, "heads": 2, "feed_forward": 32}}

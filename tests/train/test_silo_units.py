@@ -122,8 +122,10 @@ def test_the_evaluation_sums_over_what_the_experts_here_win(finished, silos):
     weights = {0: state_to_bytes(model)}
     outcome = evaluate_silo(manifest, silos[0], oracle.routers, oracle.prices_E, weights)
     ids = np.flatnonzero(outcome.winner_N == 0)
+    assert len(ids) >= 9
+    ids = ids[: len(ids) // 2 * 2]  # the floor is 2
     prefix, suffix = sequence_losses(model, silos[0].heldout, ids, 8, batch_sequences=16)
-    assert outcome.figures["sequences"] == len(ids) >= 9
+    assert outcome.figures["sequences"] == len(ids)
     assert outcome.figures["prefix_nll"] == pytest.approx(prefix.sum())
     assert outcome.figures["suffix_nll"] == pytest.approx(suffix.sum())
     assert outcome.figures["prefix_tokens"] == len(ids) * 7
@@ -137,6 +139,24 @@ def test_sums_over_fewer_sequences_than_the_floor_are_withheld(finished, silos):
     outcome = evaluate_silo(manifest, silos[1], oracle.routers, oracle.prices_E, weights)
     assert (outcome.winner_N == 0).sum() < 6
     assert outcome.figures == {"elsewhere": 6.0}  # of 9 or 10, rounded down
+
+
+@pytest.mark.parametrize("floor", [1, 3, 4, 7])
+def test_what_is_summed_over_does_not_tell_how_much_goes_elsewhere(finished, silos, floor):
+    """A silo says how much it holds out: 10 less the sequences would be the rest."""
+    _, oracle = finished
+    manifest = private_run(2, private={"count_floor": floor})
+    weights = {0: state_to_bytes(build_expert(manifest, "expert", 0))}
+    told = set()
+    for price in (-99.0, -3.0, 0.0, 3.0, 99.0):
+        outcome = evaluate_silo(manifest, silos[0], oracle.routers, [price, 0.0], weights)
+        here = int((outcome.winner_N == 0).sum())
+        sequences = outcome.figures.get("sequences", 0)
+        assert sequences == here // floor * floor
+        assert outcome.figures["elsewhere"] == (10 - here) // floor * floor
+        assert outcome.figures.get("suffix_tokens", 0) == sequences * 8
+        told.add(sequences)
+    assert len(told) > 1
 
 
 def test_counts_go_through_the_floor_before_prices_move(finished):
