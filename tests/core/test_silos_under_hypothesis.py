@@ -12,7 +12,7 @@ from collections import Counter
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 from support.core_rules import NODES, Steps
 from support.core_world import World
 from support.silo_world import private_manifest, silo, steps
@@ -34,18 +34,33 @@ class SiloRuns(Steps):
     failures_most = 99  # what only one node can do pauses the run, and is resumed
 
     @initialize(
-        share=st.sampled_from(["never", "operator", "public"]), public=st.sampled_from([0, 25])
+        share=st.sampled_from(["never", "operator", "public"]),
+        public=st.sampled_from([0, 25]),
+        leavers=st.sets(st.integers(0, 3), max_size=2) | st.sets(st.integers(0, 3)),
+        begun=st.integers(0, 12),
     )
-    def begin(self, share: str, public: int) -> None:
-        self.world = World(private_manifest(public))
+    def begin(self, share: str, public: int, leavers: set[int], begun: int) -> None:
+        """`leavers`: experts that may leave; `begun`: units that each silo has done by then."""
+        self.world, self.leavers = World(private_manifest(public)), sorted(leavers)
         self.nodes = [silo(self.world, name, share=share).join() for name in "abc"]
+        for _ in range(begun):
+            for which in range(3):
+                self.finish(which, 1)
 
     @rule(which=NODES, units=st.integers(1, 4))
     def finish(self, which: int, units: int) -> None:
         self.finish_some(self.node(which), units)
 
-    @rule(expert=st.integers(0, 3), by_owner=st.booleans())
-    def withdraw(self, expert: int, by_owner: bool) -> None:
+    @rule(units=st.integers(1, 3))
+    def all_finish(self, units: int) -> None:
+        for _ in range(units):
+            for which in range(3):
+                self.finish(which, 1)
+
+    @precondition(lambda self: self.leavers)
+    @rule(which=st.integers(0, 3), by_owner=st.booleans())
+    def withdraw(self, which: int, by_owner: bool) -> None:
+        expert = self.leavers[which % len(self.leavers)]
         node = self.nodes[seat_of(self.world.manifest.config, expert)]
         with contextlib.suppress(PeerError):
             self.world.ask(msg.Withdraw((expert,), node.node_id if by_owner else "", by_owner))
@@ -106,6 +121,9 @@ class SiloRuns(Steps):
     def teardown(self) -> None:
         """If all come back, the run ends well, unless every expert left before any was trained."""
         super().teardown()
+        self.hard_state_is_the_fold_of_the_journal()
+        self.steps_come_one_after_the_other()
+        self.what_is_needed_is_not_released()
         state = self.world.coordinator.state
         nobody = len(state.withdrawn) == state.experts
         assert state.phase is Phase.FINISHED or nobody
