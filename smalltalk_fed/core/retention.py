@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.silos import released_by_move, router_is_needed
 from smalltalk_fed.core.state import HardState
@@ -56,7 +57,7 @@ def released_by(state: HardState, event: ev.Event) -> tuple[str, ...]:
             kept = {ref.digest for ref in event.outputs}
             for old in state.collected.get(event.unit_id, ()):
                 released += [ref.digest for ref in old.outputs if ref.digest not in kept]
-        case ev.PricesMoved():
+        case silo_ev.PricesMoved():
             released += released_by_move(state, event)
         case ev.AuditSettled():
             released += _opinions_of(state, event.unit_id)
@@ -67,7 +68,7 @@ def released_by(state: HardState, event: ev.Event) -> tuple[str, ...]:
         case ev.NodeQuarantined():
             for unit_id in event.undone:
                 released += _outputs_of(state, unit_id)
-        case ev.ExpertWithdrawn():
+        case silo_ev.ExpertWithdrawn():
             released += (*event.blobs, *withdrawn_blobs(state))
         case ev.PhaseChanged() if event.phase in (Phase.EVALUATING, Phase.FINISHED):
             released += withdrawn_blobs(state)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.private import seat_experts
-from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.units import OF_A_SILO, UnitKey, UnitKind
 
@@ -74,19 +74,19 @@ def prices(state: HardState) -> tuple[float, ...]:
     return state.moves[-1].prices if state.moves else (0.0,) * state.experts
 
 
-def apply(state: HardState, event: ev.SeatTaken | ev.PricesMoved) -> None:
+def apply(state: HardState, event: silo_ev.SeatTaken | silo_ev.PricesMoved) -> None:
     """Fold one event in."""
     match event:
-        case ev.SeatTaken():
+        case silo_ev.SeatTaken():
             state.seats[event.seat] = event
-        case ev.PricesMoved():
+        case silo_ev.PricesMoved():
             for unit_id in over(state, event):
                 state.finished.pop(unit_id, None)
             state.moves.append(event)
             state.anew()
 
 
-def over(state: HardState, event: ev.PricesMoved) -> list[str]:
+def over(state: HardState, event: silo_ev.PricesMoved) -> list[str]:
     """Units whose results are needed no more once the prices have moved."""
 
     def needed(key: UnitKey) -> bool:
@@ -144,5 +144,5 @@ def silo_unit_in(state: HardState, phase: Phase | None, key: UnitKey) -> bool:
     return phase is Phase.ROUTING and key in routing_units(state)
 
 
-def _step(event: ev.PricesMoved) -> tuple[int, int]:
+def _step(event: silo_ev.PricesMoved) -> tuple[int, int]:
     return event.block, event.turn

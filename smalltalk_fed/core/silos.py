@@ -13,8 +13,8 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from smalltalk_fed.config.private import seat_experts, seat_of
-from smalltalk_fed.core import events as ev
-from smalltalk_fed.core.messages import PricesJob
+from smalltalk_fed.core import silo_events as silo_ev
+from smalltalk_fed.core.job_messages import PricesJob
 from smalltalk_fed.core.outputs import named, output
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.seats import share_of
@@ -212,7 +212,7 @@ def unchanged_routers(state: HardState, key: UnitKey, outputs: tuple[BlobRef, ..
     return any(ref.digest in known for ref in outputs)
 
 
-def released_by_move(state: HardState, event: ev.PricesMoved) -> list[str]:
+def released_by_move(state: HardState, event: silo_ev.PricesMoved) -> list[str]:
     """Digests that nothing needs once the prices have moved; call before the event is applied.
 
     Two silos, or two turns, may have counted the same: what is still needed stays.

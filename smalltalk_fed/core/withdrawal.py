@@ -9,8 +9,8 @@ changes is `withdrawal_book`'s part.
 
 from __future__ import annotations
 
-from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.dispatch import Dispatcher
 from smalltalk_fed.core.outbox import Outbox
 from smalltalk_fed.core.phases import Phase
@@ -38,7 +38,7 @@ def take(
 
 def decide(
     state: HardState, message: msg.Withdraw, now: float
-) -> tuple[list[ev.ExpertWithdrawn], msg.Done]:
+) -> tuple[list[silo_ev.ExpertWithdrawn], msg.Done]:
     """The events, one an expert that leaves now, and the answer.
 
     Raises:
@@ -62,7 +62,9 @@ def decide(
     reason = message.reason[:MAX_REASON] or f"by its {by}"
     leaving = [expert for expert in experts if expert not in state.withdrawn]
     events = [
-        ev.ExpertWithdrawn(now, e, owner(state, e), by, reason, blobs_of_expert(state, e, leaving))
+        silo_ev.ExpertWithdrawn(
+            now, e, owner(state, e), by, reason, blobs_of_expert(state, e, leaving)
+        )
         for e in leaving
     ]
     return events, msg.Done(_said(leaving, experts))

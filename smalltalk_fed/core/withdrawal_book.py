@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from smalltalk_fed.config.private import seat_experts, seat_of
 from smalltalk_fed.core import audit_book
-from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.silo_book import is_private, remaining
 from smalltalk_fed.core.units import OF_A_SILO, UnitKey, UnitKind
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OF_AN_EXPERT = (UnitKind.TRAIN_EXPERT, UnitKind.EVALUATE)
 
 
-def withdrawn(state: HardState, event: ev.ExpertWithdrawn) -> None:
+def withdrawn(state: HardState, event: silo_ev.ExpertWithdrawn) -> None:
     """The expert is out of the mixture."""
     state.withdrawn[event.expert] = event
     for kind in OF_AN_EXPERT:

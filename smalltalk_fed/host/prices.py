@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core.messages import JobFailed, JobFinished, PricesJob
+from smalltalk_fed.core.job_messages import JobFailed, JobFinished, PricesJob
 from smalltalk_fed.core.units import UnitKey, UnitKind
 from smalltalk_fed.errors import BadBlob
 from smalltalk_fed.host.blobs import BlobStore

@@ -12,7 +12,6 @@ router parameters, and figures over the whole block; ids and scores stay here.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from smalltalk_fed.config.manifest import RunManifest
@@ -29,8 +26,9 @@ from smalltalk_fed.config.private import seat_experts
 from smalltalk_fed.errors import DataError
 from smalltalk_fed.mixture.assignment import equal_capacity, random_assignment
 from smalltalk_fed.mixture.permutation import chunk_ids, derive_key, training_order
-from smalltalk_fed.model.state import state_from_bytes, state_to_bytes, write_atomically
+from smalltalk_fed.model.state import state_to_bytes
 from smalltalk_fed.train.device import use_threads
+from smalltalk_fed.train.kept_rounds import KeptRounds
 from smalltalk_fed.train.loop import train
 from smalltalk_fed.train.plan import Stopped
 from smalltalk_fed.train.private_units import private_block
@@ -143,7 +141,7 @@ def silo_block(
         )
         return SiloBlockResult({expert: parameters}, figures)
     silo = _Silo(manifest, seat, corpus.train, torch.device(device), should_stop)
-    kept = None if work_folder is None else _Kept(work_folder, seat, block, experts, routers)
+    kept = None if work_folder is None else KeptRounds(work_folder, seat, block, experts, routers)
     rounds = block_rounds(manifest, block)
     done = 0 if kept is None else kept.restore(models)
     for index, round_ in enumerate(rounds):
@@ -263,46 +261,3 @@ class _Silo:
         if self._sequences < self._manifest.config.private.count_floor:
             return figures
         return figures | self._balance | {"loss_mean": self._loss_sum / self._tokens}
-
-
-class _Kept:
-    """Finished rounds of a block on disk, filed under the digest of what it began with."""
-
-    def __init__(
-        self,
-        work_folder: Path,
-        seat: int,
-        block: int,
-        experts: Collection[int],
-        routers: Mapping[int, bytes],
-    ) -> None:
-        digest = hashlib.sha256(f"{seat}/{block}/{sorted(experts)}".encode())
-        for expert in sorted(routers):
-            digest.update(hashlib.sha256(routers[expert]).digest())
-        self.folder = work_folder / f"block-{digest.hexdigest()[:16]}"
-
-    def _files(self) -> list[Path]:
-        """Newest first; a round's number stands in the name."""
-        return sorted(self.folder.glob("round-*.safetensors"), reverse=True)
-
-    def keep(self, round_: int, models: Mapping[int, nn.Module]) -> None:
-        """Write the routers as they are after `round_`, all in one file, and drop older ones."""
-        states = {str(e): np.frombuffer(state_to_bytes(m), np.uint8) for e, m in models.items()}
-        older = self._files()
-        file = self.folder / f"round-{round_:09d}.safetensors"
-        write_atomically(file, lambda path: save_file(states, path))
-        for path in older:
-            path.unlink(missing_ok=True)
-
-    def restore(self, models: Mapping[int, nn.Module]) -> int:
-        """Load the routers as they were after the newest round; returns its number, or 0."""
-        for file in self._files():
-            try:
-                states = load_file(file)
-                for expert, model in models.items():
-                    state_from_bytes(model, states[str(expert)].tobytes())
-            except (OSError, SafetensorError, KeyError) as error:
-                log.warning("%s can't be read (%s); its rounds are done again", file, error)
-                continue
-            return int(file.stem.rpartition("-")[2])
-        return 0

@@ -9,10 +9,12 @@ from support.core_world import World, blob
 from support.silo_world import private_manifest, silo, steps, three_silos, work, work_until
 
 from smalltalk_fed.core import handout, silos
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.events import SeatTaken, UnitAccepted
+from smalltalk_fed.core.events import UnitAccepted
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import needed_blobs
+from smalltalk_fed.core.silo_events import SeatTaken
 from smalltalk_fed.core.snapshot import from_json, to_json
 from smalltalk_fed.core.units import Result, UnitKey
 from smalltalk_fed.errors import Refused
@@ -243,7 +245,7 @@ def test_public_text_is_divided_by_all_routers_before_the_experts_train() -> Non
     shards = [f"shard/{index}" for index in range(3)]  # of ten sequences; none of held-out text
     assert [key.unit_id for key in world.coordinator.state.open] == shards
     work(world, nodes, "training")
-    assert isinstance(world.asked_for[-1], msg.SegmentsJob)
+    assert isinstance(world.asked_for[-1], jmsg.SegmentsJob)
     nodes[2].poll()
     assert nodes[2].unit
     names = [ref.name for ref in nodes[2].unit.inputs]
@@ -275,7 +277,7 @@ def test_lost_segments_of_public_text_are_made_again() -> None:
     assert segments
     lost = segments.segments[0].digest
     world._settle(world.coordinator.blob_damaged(lost, "damaged", world.now))
-    assert isinstance(world.asked_for[-1], msg.SegmentsJob)
+    assert isinstance(world.asked_for[-1], jmsg.SegmentsJob)
     assert world.coordinator.state.segments
     work(world, nodes, "finished")
 

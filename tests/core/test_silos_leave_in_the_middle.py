@@ -8,13 +8,15 @@ import pytest
 from support.core_world import FakeNode, World, blob
 from support.silo_world import private_manifest, silo, steps, three_silos, work, work_until
 
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core import silos
-from smalltalk_fed.core.events import ExpertWithdrawn, UnitAccepted
+from smalltalk_fed.core.events import UnitAccepted
 from smalltalk_fed.core.handout import unit
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.core.seats import waiting_for
+from smalltalk_fed.core.silo_events import ExpertWithdrawn
 from smalltalk_fed.core.snapshot import from_json, to_json
 from smalltalk_fed.core.units import UnitKey
 from smalltalk_fed.core.withdrawal_book import serves
@@ -115,7 +117,7 @@ def test_prices_move_by_the_counts_of_who_is_left(world: World) -> None:
     withdraw(world, b)  # its row is in
     a.done()
     (job,) = world.jobs
-    assert isinstance(job, msg.PricesJob)
+    assert isinstance(job, jmsg.PricesJob)
     assert (job.seats, job.experts) == ((0, 2), ((0,), (2, 3)))
     assert job.counts == tuple(blob("counts", f"count/{seat}/1/0/counts") for seat in (0, 2))
     assert (len(job.train), len(job.heldout)) == (2, 2)

@@ -10,6 +10,7 @@ from support.silo_run import Silo, make_folder, run_silos, tiny_texts
 
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.units import Result, Unit, UnitKind
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Refused
@@ -100,7 +101,7 @@ def test_a_silo_goes_on_with_the_expert_that_it_has_left(
 def test_prices_of_who_left_stay_and_the_others_move(
     folder: RunFolder, mixture: MixtureManifest
 ) -> None:
-    moves = [event.prices for event in journaled(folder) if isinstance(event, ev.PricesMoved)]
+    moves = [event.prices for event in journaled(folder) if isinstance(event, silo_ev.PricesMoved)]
     assert [move[1] for move in moves] == [0.0] * len(moves)
     assert moves[-1] == mixture.prices
     assert any(mixture.prices)
@@ -111,7 +112,7 @@ def test_prices_of_who_left_stay_and_the_others_move(
 
 
 def test_nothing_of_them_is_kept(folder: RunFolder, silos: list[Silo], tmp_path: Path) -> None:
-    gone = [event for event in journaled(folder) if isinstance(event, ev.ExpertWithdrawn)]
+    gone = [event for event in journaled(folder) if isinstance(event, silo_ev.ExpertWithdrawn)]
     assert sorted(event.expert for event in gone) == list(GONE)
     blobs = BlobStore(folder.blobs)
     digests = [digest for event in gone for digest in event.blobs]

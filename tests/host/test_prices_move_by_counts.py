@@ -10,7 +10,7 @@ from support.silo_world import private_manifest
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.private import seat_experts
-from smalltalk_fed.core.messages import JobFailed, JobFinished, PricesJob
+from smalltalk_fed.core.job_messages import JobFailed, JobFinished, PricesJob
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import DamagedBlob
 from smalltalk_fed.host.blobs import BlobStore

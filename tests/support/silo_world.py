@@ -8,7 +8,8 @@ from support.core_world import FakeNode, World
 
 from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.config.manifest import CorpusManifest, RunManifest, make_private_manifest
-from smalltalk_fed.core.events import Event, PricesMoved
+from smalltalk_fed.core.events import Event
+from smalltalk_fed.core.silo_events import PricesMoved
 
 NAMES = "abc"
 

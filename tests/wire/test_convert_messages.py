@@ -16,7 +16,7 @@ from smalltalk_fed.core.seats import SHARES
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Result, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, PeerError, TooLarge
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
-from smalltalk_fed.wire import convert, convert_admin, values
+from smalltalk_fed.wire import convert, convert_admin, convert_transfer, values
 from smalltalk_fed.wire.certificates import make_key, make_request, public_key_sha256
 from smalltalk_fed.wire.token import secret_sha256
 
@@ -144,9 +144,9 @@ def test_left_survives(left: msg.Left) -> None:
 
 @given(blobs, unit_ids, st.binary(max_size=64), st.data())
 def test_upload_survives(ref: BlobRef, unit_id: str, part: bytes, data: st.DataObject) -> None:
-    upload = convert.Upload(ref, unit_id, data.draw(st.integers(0, ref.size)))
-    sent = over_the_wire(convert.upload_to_proto(upload, part))
-    assert convert.upload_from_proto(sent) == upload
+    upload = convert_transfer.Upload(ref, unit_id, data.draw(st.integers(0, ref.size)))
+    sent = over_the_wire(convert_transfer.upload_to_proto(upload, part))
+    assert convert_transfer.upload_from_proto(sent) == upload
     assert sent.data == part  # type: ignore[attr-defined]
 
 
@@ -268,7 +268,7 @@ def test_twins_and_nameless_parts_are_refused() -> None:
         lambda: values.result_from_proto(pb.Result(unit_id="shard/1", signature=b"s" * 63)),
         lambda: convert.join_from_proto("n", pb.JoinRequest(signing_key=b"k" * 31)),
         lambda: convert.welcome_from_proto(pb.JoinReply()),
-        lambda: convert.upload_from_proto(
+        lambda: convert_transfer.upload_from_proto(
             pb.BlobPart(name="a", digest=b"d" * 32, size=3, offset=4, unit_id="shard/1")
         ),
     ]
@@ -294,7 +294,7 @@ def test_arbitrary_bytes_never_do_worse_than_a_peer_error(data: bytes, kind: typ
     readers = {
         pb.ExchangeRequest: lambda m: convert.exchange_from_proto("n", m),
         pb.ExchangeReply: convert.order_from_proto,
-        pb.BlobPart: convert.upload_from_proto,
+        pb.BlobPart: convert_transfer.upload_from_proto,
         pb.JoinRequest: lambda m: convert.join_from_proto("n", m),
         pb.EnrolRequest: convert.enrol_from_proto,
     }
