@@ -23,6 +23,7 @@ from attacks_model import Model
 from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.phases import Phase
@@ -237,7 +238,7 @@ class World:
                 self._ordered(node, reply.answer)
         for job in ready.jobs:
             outcome = run_job(self.manifest, job, self.folder)
-            self.suspected += len(outcome.units) if isinstance(outcome, msg.Suspects) else 0
+            self.suspected += len(outcome.units) if isinstance(outcome, jmsg.Suspects) else 0
             self._settle(self.coordinator.job_done(outcome, self.now))
 
     def _ordered(self, node: Node, order: msg.Order) -> None:

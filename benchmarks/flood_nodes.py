@@ -30,7 +30,7 @@ from smalltalk_fed.core.catalogue import size_limit
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
-from smalltalk_fed.wire import convert
+from smalltalk_fed.wire import convert, convert_transfer
 from smalltalk_fed.wire.certificates import SERVER_NAME
 from smalltalk_fed.wire.signing import SigningKey
 
@@ -148,8 +148,8 @@ def flood_of(kind: str, table: Table, node: Node) -> Callable[[], Awaitable[int]
     async def upload() -> int:
         data = next(numbers).to_bytes(8, "big") + bytes(junk[8:])
         ref = BlobRef("parameters", hashlib.sha256(data).hexdigest(), len(data))
-        first = convert.upload_to_proto(
-            convert.Upload(ref, "router_round/0/1", 0), data[:PART_BYTES]
+        first = convert_transfer.upload_to_proto(
+            convert_transfer.Upload(ref, "router_round/0/1", 0), data[:PART_BYTES]
         )
         cuts = range(PART_BYTES, len(data), PART_BYTES)
         parts = [first, *(pb.BlobPart(data=data[cut : cut + PART_BYTES]) for cut in cuts)]

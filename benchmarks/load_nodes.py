@@ -34,7 +34,7 @@ from smalltalk_fed.core.units import BlobRef, Result, Unit
 from smalltalk_fed.mixture.scores import encode_scores
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
-from smalltalk_fed.wire import convert
+from smalltalk_fed.wire import convert, convert_transfer
 from smalltalk_fed.wire.certificates import SERVER_NAME
 from smalltalk_fed.wire.signing import SigningKey, sign_result
 from smalltalk_fed.wire.tensors import expected_llama_tensors
@@ -202,7 +202,9 @@ class Node:
         state = await self.stub.BlobState(asked, timeout=CALL_S)
         if state.complete:
             return
-        first = convert.upload_to_proto(convert.Upload(ref, unit.unit_id, 0), datas[0])
+        first = convert_transfer.upload_to_proto(
+            convert_transfer.Upload(ref, unit.unit_id, 0), datas[0]
+        )
         parts = [first, *(pb.BlobPart(data=data) for data in datas[1:])]
         began = time.perf_counter()
         await self.stub.PutBlob(iter(parts), timeout=CALL_S)

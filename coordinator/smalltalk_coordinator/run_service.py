@@ -31,7 +31,7 @@ from smalltalk_fed.host.host import Host
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger, kind_of
-from smalltalk_fed.wire import convert, convert_serving, limits
+from smalltalk_fed.wire import convert, convert_serving, convert_transfer, limits
 from smalltalk_fed.wire.signing import SigningKey, sign_manifest, sign_unit
 from smalltalk_fed.wire.values import cut, digest_from_proto
 
@@ -152,7 +152,7 @@ class RunService(pb_grpc.RunServicer):
             part = await place.read()
             if part is None:
                 raise Malformed("an upload without a first part")
-            announced = convert.upload_from_proto(part)
+            announced = convert_transfer.upload_from_proto(part)
             name, size = announced.ref.name, announced.ref.size
             check_wanted(self._host.coordinator.state, announced.unit_id, name)
             kind = kind_of(name, announced.unit_id)

@@ -22,7 +22,7 @@ def parts(status: dict[str, Any]) -> list[RenderableType]:
         away = row["away"]
         table.add_row(
             str(row["seat"]),
-            _range(row["experts"]),
+            _range(row["experts"]) + _left(row),
             Text(row["name"] or "free", style="" if row["name"] else "yellow"),
             f"{row['train_sequences']:,}" if row["name"] else "",
             f"{row['heldout_sequences']:,}" if row["name"] else "",
@@ -66,6 +66,14 @@ def _counts(last: dict[str, Any]) -> str:
     if last["silent_seats"]:
         line += f"; {last['silent_seats']} seats show no count"
     return line
+
+
+def _left(row: dict[str, Any]) -> str:
+    """Which of the seat's experts were withdrawn."""
+    gone = row.get("withdrawn", [])
+    if not gone:
+        return ""
+    return " (left)" if gone == row["experts"] else f" (without {', '.join(map(str, gone))})"
 
 
 def _range(experts: list[int]) -> str:

@@ -31,6 +31,7 @@ from smalltalk_fed.worksite.corpora import (
 )
 from smalltalk_fed.worksite.identity import NodeFolder
 from smalltalk_fed.worksite.presence import open_public, what_to_say
+from smalltalk_fed.worksite.privacy_limit import refuse_cost
 from smalltalk_fed.worksite.silo_text import is_corpus, open_silo
 from smalltalk_node.connection import Connection
 from smalltalk_node.joining import join_patiently, learn_addresses
@@ -96,6 +97,7 @@ class Arrival:
         Raises:
             PeerError: refused, with the reason.
             DataError: the text can't be used.
+            CostsTooMuch: it would tell more of the text than its owner allows.
         """
         manifest, welcome = self._manifest, self._welcome
         if manifest is None or welcome is None:
@@ -114,6 +116,7 @@ class Arrival:
                 self._public = self._open_public(manifest)
             fetch = partial(fetch_tokenizer, connection)
             self._corpus = open_silo(self._folder, self._path, manifest, fetch)
+            refuse_cost(manifest, self._options.limits, self._corpus)
         self.join(connection, wait, tokens_per_s)
 
     def join(self, connection: Connection, wait: Wait, tokens_per_s: float) -> None:

@@ -137,6 +137,14 @@ def run(
             show_default="never",
         ),
     ] = None,
+    epsilon_at_most: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="In a private run, the largest epsilon that its routers, and its counts, may cost "
+            "a sequence of this text; 0: no limit.",
+        ),
+    ] = None,
     public: Annotated[
         Path | None,
         typer.Option(
@@ -155,8 +163,8 @@ def run(
 ) -> None:
     """Do work until the run ends or Ctrl-C; started again, it goes on.
 
-    Hours, memory, disk, share, speed of uploads and model folder are this machine's limits:
-    remembered, never sent, and a run that needs more is refused. Whom --weights names is
+    Hours, memory, disk, share, speed of uploads, epsilon and model folder are this machine's
+    limits: remembered, never sent, and a run that needs more is refused. Whom --weights names is
     remembered and told to the coordinator.
     """
     from smalltalk_fed.worksite.guard import cap_process_memory
@@ -175,6 +183,7 @@ def run(
             share=share,
             up_mbit=up_mbit,
             weights=weights,
+            epsilon_at_most=epsilon_at_most,
             model_folder=None if model_folder is None else str(model_folder.absolute()),
         )
         if limits != Limits.load(place.path):

@@ -36,6 +36,7 @@ from smalltalk_fed.worksite.cache import BlobCache
 from smalltalk_fed.worksite.folders import Workplace
 from smalltalk_fed.worksite.identity import NodeFolder
 from smalltalk_fed.worksite.limits import refuse
+from smalltalk_fed.worksite.privacy_limit import TOLD, CostsTooMuch
 from smalltalk_fed.worksite.signals import stop_on_signals
 from smalltalk_node.arrival import Arrival, Wait
 from smalltalk_node.connection import Connection
@@ -215,7 +216,11 @@ class Program:
         except UserError as error:
             self._leave(None, str(error))
             raise
-        self._arrival.present(*self._presenting())
+        try:
+            self._arrival.present(*self._presenting())
+        except CostsTooMuch:
+            self._leave(None, TOLD)  # and not what it would cost: that tells of the text
+            raise
         self._records.status.run_id = manifest.run_id
         machine.settle_threads(self._options.threads, manifest.config.compute.threads)
         facts = {"run": manifest.run_id, "node": self._connection.node_id}

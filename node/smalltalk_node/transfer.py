@@ -23,7 +23,7 @@ from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import Malformed, WorldError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import kind_of
-from smalltalk_fed.wire.convert import Upload, upload_to_proto
+from smalltalk_fed.wire.convert_transfer import Upload, upload_to_proto
 from smalltalk_fed.wire.values import digest_to_proto
 from smalltalk_fed.worksite.cache import ref_of
 from smalltalk_node.connection import Connection

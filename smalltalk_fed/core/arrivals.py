@@ -11,6 +11,7 @@ from __future__ import annotations
 from smalltalk_fed.core import admission, seats
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.doubles import Doubles
 from smalltalk_fed.core.leases import Leases, Presence
 from smalltalk_fed.core.outbox import Outbox
@@ -57,7 +58,7 @@ class Arrivals:
             self._take(seat, node.name)
         self._out.reply(conversation, msg.Joined(node.node_id, self._place(node.node_id)))
 
-    def _take(self, seat: ev.SeatTaken, name: str) -> None:
+    def _take(self, seat: silo_ev.SeatTaken, name: str) -> None:
         self._out.emit(seat)
         self._out.decide(
             f"seat {seat.seat} is {name}'s ({seat.node_id})",

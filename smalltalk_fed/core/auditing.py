@@ -17,8 +17,8 @@ from smalltalk_fed.core import events as ev
 from smalltalk_fed.core.dispatch import Dispatcher
 from smalltalk_fed.core.draws import draw
 from smalltalk_fed.core.exclusion import Exclusion
+from smalltalk_fed.core.job_messages import Judged, JudgeJob
 from smalltalk_fed.core.leases import Leases, Timers
-from smalltalk_fed.core.messages import Judged, JudgeJob
 from smalltalk_fed.core.outbox import Outbox
 from smalltalk_fed.core.records import BAD, GOOD, WAIVED
 from smalltalk_fed.core.redos import may_redo, redo_part

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import admission, outcomes, retention, withdrawal
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.arrivals import Arrivals
 from smalltalk_fed.core.auditing import Auditing
@@ -59,7 +60,7 @@ class Coordinator:
         self._exclusion = Exclusion(*parts)
         self._auditing = Auditing(*parts, self._exclusion, secret)
         self._reports = Reports(*parts, self._auditing)
-        self._job: msg.Job | None = None
+        self._job: jmsg.Job | None = None
 
     @classmethod
     def replay(
@@ -135,6 +136,8 @@ class Coordinator:
                 self._resume(conversation, now)
             case msg.Withdraw():
                 withdrawal.take(self._out, self._dispatch, message, conversation, now)
+                if isinstance(self._job, jmsg.PricesJob):
+                    self._job = None  # it counts with what left; one without is asked for
                 self._advance(now)
             case _:
                 event, answer = admission.decide(self.state, message, now)
@@ -153,7 +156,7 @@ class Coordinator:
         """After `handle` raised: what was noticed of the sender, for the log; never events."""
         return self._out.take()
 
-    def job_done(self, outcome: msg.Outcome, now: float) -> Ready:
+    def job_done(self, outcome: jmsg.Outcome, now: float) -> Ready:
         """Take the result of a job in; one that is not waited for is ignored."""
         job = self._job
         if job is None or outcome.job_id != job.job_id:

@@ -20,8 +20,9 @@ from smalltalk_fed.core.copies import Copies
 from smalltalk_fed.core.leases import Lease, Leases, Waiting
 from smalltalk_fed.core.outbox import Outbox
 from smalltalk_fed.core.phases import Phase
+from smalltalk_fed.core.silos import begins_again
 from smalltalk_fed.core.state import HardState
-from smalltalk_fed.core.units import UnitKey, UnitKind
+from smalltalk_fed.core.units import OF_A_SILO, UnitKey, UnitKind
 
 SPARE_QUESTIONS = 16  # held beyond two an expert and one a free unit
 IDLE_QUESTIONS_PER_S = 1.0  # of all nodes that are told to come back
@@ -111,10 +112,20 @@ class Dispatcher:
         return (lease.key.unit_id,)
 
     def over(self, expert: int) -> None:
-        """End all leases of an expert that was withdrawn; its holder hears of it when it speaks."""
+        """End all leases that an expert's withdrawal voids; their holders hear when they speak.
+
+        Those are of its own units, and of units that its silo's other experts, or whoever sums
+        up with its weights, must begin again without it.
+        """
+        state = self._state
         for lease in list(self._leases.by_node.values()):
-            if self._state.is_finished(lease.key) and lease.key.expert == expert:
-                self._leases.release(lease)
+            key = lease.key
+            if state.is_finished(key):
+                if key.expert == expert or key.kind in OF_A_SILO:
+                    self._leases.release(lease)
+            elif begins_again(state, key, expert):
+                self.release(lease)
+                self._leases.dropped[lease.node_id] = key
 
     def finish(self, key: UnitKey, node_id: str, now: float) -> float:
         """End all leases of a unit that is finished now; returns how long the node held it."""

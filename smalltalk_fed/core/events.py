@@ -1,7 +1,8 @@
 """What is journaled: every change of hard state, and nothing else.
 
-An event is a frozen dataclass with the time it was decided at. `to_json`/`from_json` are
-the journal's encoding; a kind that this version doesn't know is an error, never skipped.
+An event is a frozen dataclass with the time it was decided at; those of silos and of experts
+that leave are `silo_events`' part. `to_json`/`from_json` are the journal's encoding of all; a
+kind that this version doesn't know is an error, never skipped.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.core.phases import Phase, Trigger
+from smalltalk_fed.core.silo_events import ExpertWithdrawn, PricesMoved, SeatTaken
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import WorldError, shown
 
@@ -200,50 +202,6 @@ class NodeReadmitted:
 
     at: float
     node_id: str
-
-
-@dataclass(frozen=True)
-class SeatTaken:
-    """A node brings the text of this seat, or its owner says anew who may have its experts.
-
-    `corpus_digest` tells whether the text is the same as before, and nothing else of it.
-    `share`: never, operator, public.
-    """
-
-    at: float
-    seat: int
-    node_id: str
-    train_sequences: int
-    heldout_sequences: int
-    corpus_digest: str
-    share: str
-
-
-@dataclass(frozen=True)
-class PricesMoved:
-    """All silos counted after `block` for the `turn`-th time; these are the prices now."""
-
-    at: float
-    block: int
-    turn: int
-    prices: tuple[float, ...]  # nats, by expert
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ExpertWithdrawn:
-    """An expert and its router leave the mixture for good; its units are asked for no more.
-
-    `blobs`: digests of all that was kept of both, and must not be kept any longer than others
-    need it.
-    """
-
-    at: float
-    expert: int
-    node_id: str  # whose it was; empty if it was nobody's yet
-    by: str  # owner, operator
-    reason: str
-    blobs: tuple[str, ...] = ()
 
 
 Event = (

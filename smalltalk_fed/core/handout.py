@@ -48,13 +48,16 @@ def score_blocks(state: HardState) -> tuple[BlobRef, ...]:
 
 
 def final_routers(state: HardState) -> tuple[BlobRef, ...]:
-    """The finished routers' parameters, by expert."""
+    """The finished routers' parameters, by expert. A silo's are gone once it has left."""
+    return tuple(final_router(state, expert) for expert in range(state.experts))
+
+
+def final_router(state: HardState, expert: int) -> BlobRef:
+    """One finished router's parameters."""
     if is_private(state.manifest):
-        return silos.routers(state, block_count(state.manifest))
-    return tuple(
-        output(state, UnitKey(UnitKind.ROUTER_ROUND, expert, state.rounds_total), "parameters")
-        for expert in range(state.experts)
-    )
+        return silos.router(state, expert, block_count(state.manifest))
+    key = UnitKey(UnitKind.ROUTER_ROUND, expert, state.rounds_total)
+    return output(state, key, "parameters")
 
 
 def unit(state: HardState, key: UnitKey, from_step: int | None = None) -> Unit:
@@ -132,6 +135,12 @@ def _audit_unit(state: HardState, key: UnitKey) -> Unit:
             inputs += [named(f"router-{expert}", ref) for expert, ref in routers]
     redo = is_redo(state, key)
     return Unit(key, tuple(inputs), weights=made.weights, sample=audit.sample, redo=redo)
+
+
+def forms(state: HardState, key: UnitKey, from_step: int) -> list[Unit]:
+    """The unit in each form in which it may be in work: as it is handed out now comes first."""
+    now = unit(state, key, from_step)
+    return [now, *silos.earlier_forms(state, key)] if is_private(state.manifest) else [now]
 
 
 def handed_out_from(state: HardState, key: UnitKey, step: int) -> bool:

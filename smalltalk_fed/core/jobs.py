@@ -11,7 +11,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from smalltalk_fed.core.handout import score_blocks, unit, weights
-from smalltalk_fed.core.messages import AssignJob, Job, JudgeJob, SegmentsJob
+from smalltalk_fed.core.job_messages import (
+    AssignJob,
+    Job,
+    JudgeJob,
+    SegmentsJob,
+)
 from smalltalk_fed.core.outputs import output
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.records import GOOD, Audit

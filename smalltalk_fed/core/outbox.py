@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.retention import needed_blobs, released_by
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.errors import OurError
@@ -19,7 +21,7 @@ _BY_CONTENT = (
     ev.RoundAssigned,
     ev.UnitRejected,
     ev.NodeQuarantined,
-    ev.ExpertWithdrawn,
+    silo_ev.ExpertWithdrawn,
     ev.PhaseChanged,
 )
 
@@ -30,7 +32,7 @@ class Ready:
 
     events: list[ev.Event] = field(default_factory=list)
     replies: list[msg.Reply] = field(default_factory=list)
-    jobs: list[msg.Job] = field(default_factory=list)
+    jobs: list[jmsg.Job] = field(default_factory=list)
     released: list[str] = field(default_factory=list)  # digests that nothing needs any more
     decisions: list[msg.Decision] = field(default_factory=list)
 
@@ -69,7 +71,7 @@ class Outbox:
         """Answer a question."""
         self._ready.replies.append(msg.Reply(conversation, answer))
 
-    def job(self, job: msg.Job) -> None:
+    def job(self, job: jmsg.Job) -> None:
         """Ask for a computation."""
         self._ready.jobs.append(job)
 

@@ -7,7 +7,8 @@ done, a dispute that only the operator can end) is returned, and is the coordina
 from __future__ import annotations
 
 from smalltalk_fed.core import events as ev
-from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core import job_messages as jmsg
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.auditing import Auditing
 from smalltalk_fed.core.outbox import Outbox
 from smalltalk_fed.core.phases import Trigger
@@ -21,8 +22,8 @@ def take(
     out: Outbox,
     auditing: Auditing,
     reports: Reports,
-    job: msg.Job,
-    outcome: msg.Outcome,
+    job: jmsg.Job,
+    outcome: jmsg.Outcome,
     now: float,
 ) -> Move:
     """Draw the consequences.
@@ -31,35 +32,35 @@ def take(
         OurError: such a job has no such outcome.
     """
     match job, outcome:
-        case msg.JudgeJob(), msg.Judged():
+        case jmsg.JudgeJob(), jmsg.Judged():
             return Trigger.PAUSE, auditing.judged(job, outcome, now)
-        case msg.JudgeJob(), msg.JobFailed(culprit=culprit, reason=reason):
+        case jmsg.JudgeJob(), jmsg.JobFailed(culprit=culprit, reason=reason):
             return Trigger.PAUSE, auditing.undecided(job, culprit, reason[:MAX_REASON], now)
-        case msg.AssignJob(), msg.Suspects():
+        case jmsg.AssignJob(), jmsg.Suspects():
             if not auditing.suspected(outcome.units, now):
                 raise OurError(f"{job.job_id} suspects what was looked at; this is a bug")
-        case msg.AssignJob(), msg.JobFinished():
+        case jmsg.AssignJob(), jmsg.JobFinished():
             figures = dict(outcome.figures)
             out.emit(ev.RoundAssigned(now, job.round, outcome.outputs, figures))
             auditing.watch(now)
-        case msg.SegmentsJob(), msg.JobFinished():
+        case jmsg.SegmentsJob(), jmsg.JobFinished():
             out.emit(ev.SegmentsMade(now, outcome.outputs, dict(outcome.figures)))
             auditing.watch(now)
-        case msg.PricesJob(), msg.JobFinished(figures=figures):
+        case jmsg.PricesJob(), jmsg.JobFinished(figures=figures):
             out.emit(_moved(job, figures, now))
-        case _, msg.JobFailed() if outcome.culprit:
+        case _, jmsg.JobFailed() if outcome.culprit:
             why = reports.unusable(outcome.culprit, outcome.reason, now)
-            alone = isinstance(job, msg.PricesJob)  # only its own silo can count again
+            alone = isinstance(job, jmsg.PricesJob)  # only its own silo can count again
             return Trigger.PAUSE if alone else Trigger.FAIL, why
-        case _, msg.JobFailed():
+        case _, jmsg.JobFailed():
             return Trigger.FAIL, f"{outcome.job_id}: {outcome.reason}"
         case _:
             raise OurError(f"{job.job_id} ended as {type(outcome).__name__}; this is a bug")
     return Trigger.PAUSE, ""
 
 
-def _moved(job: msg.PricesJob, figures: dict[str, float], now: float) -> ev.PricesMoved:
+def _moved(job: jmsg.PricesJob, figures: dict[str, float], now: float) -> silo_ev.PricesMoved:
     """The new prices, which a job names `price_E`, and what else it found."""
     prices = tuple(figures[f"price_{expert}"] for expert in range(len(job.prices)))
     rest = {name: value for name, value in figures.items() if not name.startswith("price_")}
-    return ev.PricesMoved(now, job.block, job.turn, prices, rest)
+    return silo_ev.PricesMoved(now, job.block, job.turn, prices, rest)

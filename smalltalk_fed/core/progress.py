@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from smalltalk_fed.core.phases import Phase, Trigger
 from smalltalk_fed.core.seats import free_seats
-from smalltalk_fed.core.silo_book import due, is_private
+from smalltalk_fed.core.silo_book import due, is_private, seats_left
 from smalltalk_fed.core.state import HardState
 
 
@@ -22,6 +22,8 @@ def next_step(state: HardState) -> tuple[Trigger, str] | None:
             needed = state.manifest.config.run.nodes_to_start
             if state.joined >= needed:
                 return Trigger.ENOUGH_NODES, f"{state.joined} of {needed} nodes joined"
+        case Phase.ROUTING | Phase.SHARDING if is_private(state.manifest) and not seats_left(state):
+            return Trigger.FAIL, "every expert was withdrawn by its owner; nothing is left to train"
         case Phase.ROUTING if state.round == state.rounds_total and _done(state):
             return Trigger.ROUTERS_DONE, f"{state.rounds_total} rounds done"
         case Phase.ROUTING if is_private(state.manifest) and due(state) is None:

@@ -74,7 +74,13 @@ def check_form(state: HardState, result: Result) -> UnitKey:
     """
     key = UnitKey.parse(result.unit_id)
     check_unit(state, key)
-    _check_parts(state, result, brings(state, key))
+    expected = brings(state, key)
+    if key.kind is UnitKind.SILO_BLOCK and state.is_finished(key):  # said again, as it was then
+        every = outputs_of(state.manifest, key)
+        expected = tuple(name for name in every if result.output(name))
+    elif key.kind is UnitKind.SILO_BLOCK:
+        _check_nothing_left(state, result)
+    _check_parts(state, result, expected)
     if key.kind is UnitKind.TRAIN_EXPERT and not state.is_finished(key):
         _check_lineage(state, key, result.figures.get("from_step", 0.0))
     if key.kind is UnitKind.ROUTER_ROUND and not state.is_finished(key):
@@ -85,8 +91,15 @@ def check_form(state: HardState, result: Result) -> UnitKey:
 
 
 def brings(state: HardState, key: UnitKey) -> tuple[str, ...]:
-    """Names of the blobs that a result of this unit must bring, as the expert's owner allows."""
-    return () if stays(state, key) else outputs_of(state.manifest, key)
+    """Names of the blobs that a result of this unit must bring, as the expert's owner allows.
+
+    Of a withdrawn expert no router.
+    """
+    names = () if stays(state, key) else outputs_of(state.manifest, key)
+    if key.kind is not UnitKind.SILO_BLOCK:
+        return names
+    gone = _routers_gone(state)
+    return tuple(name for name in names if name not in gone)
 
 
 def check_collected(state: HardState, result: Result) -> UnitKey:
@@ -123,6 +136,21 @@ def _check_origin(state: HardState, leases: Leases, key: UnitKey, node_id: str) 
     began = started is not None and started.node_id == node_id
     if not began and not leases.may_hand_in(key, node_id):
         raise Refused(f"{key.unit_id} is held by another node, and this one never had it")
+
+
+def _check_nothing_left(state: HardState, result: Result) -> None:
+    """Raises Refused: a block was trained together with an expert that has left since."""
+    gone = _routers_gone(state)
+    for ref in result.outputs:
+        if ref.name in gone:
+            raise Refused(
+                f"{result.unit_id} brings {ref.name}, of an expert that was withdrawn meanwhile; "
+                "it is asked for again without it"
+            )
+
+
+def _routers_gone(state: HardState) -> set[str]:
+    return {f"router-{expert}" for expert in state.withdrawn}
 
 
 def _check_new(state: HardState, key: UnitKey, result: Result) -> None:

@@ -5,19 +5,22 @@ those of the round being divided and of the one before (a lost division can be m
 of an unfinished expert's collected weights the last two (one may be on its way to a node
 while the next arrives), of lists all (they are small, and the proof of the data's use wants
 them), of opinions those that wait for the judge. Of a withdrawn expert nothing is kept but its
-lists, and its router as long as opinions on others may be formed with it. What of a private
-run's steps is kept is `silo_book`'s part. Functions of hard state; nothing is deleted here.
+lists, and its router as long as opinions on others may be formed with it, or its silo's other
+experts are trained. What of a private run's steps is kept is `silo_book`'s part. Functions of
+hard state; nothing is deleted here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.silos import released_by_move
+from smalltalk_fed.core.silos import released_by_move, router_is_needed
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import BlobRef, UnitKey, UnitKind
+from smalltalk_fed.core.withdrawal_book import of_silo_that_left
 
 SCORES_ROUNDS = 2
 PARAMETERS_ROUNDS = 3
@@ -54,7 +57,7 @@ def released_by(state: HardState, event: ev.Event) -> tuple[str, ...]:
             kept = {ref.digest for ref in event.outputs}
             for old in state.collected.get(event.unit_id, ()):
                 released += [ref.digest for ref in old.outputs if ref.digest not in kept]
-        case ev.PricesMoved():
+        case silo_ev.PricesMoved():
             released += released_by_move(state, event)
         case ev.AuditSettled():
             released += _opinions_of(state, event.unit_id)
@@ -65,9 +68,9 @@ def released_by(state: HardState, event: ev.Event) -> tuple[str, ...]:
         case ev.NodeQuarantined():
             for unit_id in event.undone:
                 released += _outputs_of(state, unit_id)
-        case ev.ExpertWithdrawn():
-            released += event.blobs
-        case ev.PhaseChanged() if event.phase is Phase.FINISHED:
+        case silo_ev.ExpertWithdrawn():
+            released += (*event.blobs, *withdrawn_blobs(state))
+        case ev.PhaseChanged() if event.phase in (Phase.EVALUATING, Phase.FINISHED):
             released += withdrawn_blobs(state)
     return tuple(released)
 
@@ -102,18 +105,28 @@ def _needed(state: HardState, key: UnitKey, name: str) -> bool:
             if key.expert in state.withdrawn and name == "parameters" and _routers_rest(state):
                 return False
             return _kept(state, key, name)
+        case UnitKind.SILO_BLOCK:
+            return router_is_needed(state, key, name)
         case UnitKind.AUDIT:
             return key.target in state.unsettled
         case _:
             return True
 
 
-def blobs_of_expert(state: HardState, expert: int) -> tuple[str, ...]:
-    """Digests of all that is kept of an expert and its router, but for lists of text."""
+def blobs_of_expert(
+    state: HardState, expert: int, leaving: Collection[int] = ()
+) -> tuple[str, ...]:
+    """Digests of all that is kept of an expert and its router, but for lists of text.
+
+    Of a silo that has no expert left, when `leaving` go with it, its counts as well.
+    """
     found = _outputs_of(state, UnitKey(UnitKind.TRAIN_EXPERT, expert).unit_id)
     for accepted in state.finished.values():
+        name = f"router-{expert}"  # of a silo's block
         if UnitKey.parse(accepted.unit_id).expert == expert:
-            found += [ref.digest for ref in accepted.outputs if ref.name == "parameters"]
+            name = "parameters"
+        found += [ref.digest for ref in accepted.outputs if ref.name == name]
+    found += _digests(state, of_silo_that_left(state, expert, (expert, *leaving)))
     return tuple(dict.fromkeys(found))
 
 

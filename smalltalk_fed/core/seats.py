@@ -9,10 +9,10 @@ have an expert's weights is the narrower of what the run asks for and what the o
 from __future__ import annotations
 
 from smalltalk_fed.config.private import Share, seat_experts, seat_of
-from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.silo_book import is_private
+from smalltalk_fed.core.silo_book import is_private, remaining
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import OF_A_SILO, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, Refused
@@ -20,7 +20,7 @@ from smalltalk_fed.errors import Malformed, Refused
 SHARES: tuple[Share, ...] = ("never", "operator", "public")  # ever more
 
 
-def claim(state: HardState, message: msg.Join, now: float) -> ev.SeatTaken | None:
+def claim(state: HardState, message: msg.Join, now: float) -> silo_ev.SeatTaken | None:
     """The event with which a node that joins takes a seat; None if it changes nothing.
 
     Raises:
@@ -35,7 +35,7 @@ def claim(state: HardState, message: msg.Join, now: float) -> ev.SeatTaken | Non
     if before is None:
         seat = _free_seat(state, message.seat)
         _check_size(state, seat, has)
-        return ev.SeatTaken(now, seat, message.node_id, *text, message.share)
+        return silo_ev.SeatTaken(now, seat, message.node_id, *text, message.share)
     if message.seat not in (-1, before.seat):
         raise Refused(f"this node has seat {before.seat} already; it can't change to another")
     if text != (before.train_sequences, before.heldout_sequences, before.corpus_digest):
@@ -46,10 +46,10 @@ def claim(state: HardState, message: msg.Join, now: float) -> ev.SeatTaken | Non
         )
     if message.share == before.share:
         return None
-    return ev.SeatTaken(now, before.seat, message.node_id, *text, message.share)
+    return silo_ev.SeatTaken(now, before.seat, message.node_id, *text, message.share)
 
 
-def seat_taken_by(state: HardState, node_id: str) -> ev.SeatTaken | None:
+def seat_taken_by(state: HardState, node_id: str) -> silo_ev.SeatTaken | None:
     """The seat that a node has."""
     return next((taken for taken in state.seats.values() if taken.node_id == node_id), None)
 
@@ -64,9 +64,13 @@ def free_seats(state: HardState) -> list[int]:
 
 
 def waiting_for(state: HardState, present: set[str]) -> list[str]:
-    """Nodes that sit in a seat and are not here, by name: the run can't go on without them."""
-    taken = (state.nodes[each.node_id] for each in state.seats.values())
-    return [node.name for node in taken if node.node_id not in present]
+    """Nodes that sit in a seat and are not here, by name: the run can't go on without them.
+
+    Whose experts were all withdrawn is not waited for.
+    """
+    taken = (seat for seat in state.seats.values() if remaining(state, seat.seat))
+    nodes = (state.nodes[each.node_id] for each in taken)
+    return [node.name for node in nodes if node.node_id not in present]
 
 
 def node_of(state: HardState, key: UnitKey) -> str | None:
@@ -102,7 +106,7 @@ def _free_seat(state: HardState, wanted: int) -> int:
     return wanted
 
 
-def _is_vacant(state: HardState, taken: ev.SeatTaken) -> bool:
+def _is_vacant(state: HardState, taken: silo_ev.SeatTaken) -> bool:
     return state.phase is Phase.RECRUITING and not state.nodes[taken.node_id].takes_part
 
 

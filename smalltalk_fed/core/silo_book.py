@@ -4,6 +4,7 @@ A step is a pair (block, turn). Turn 0 of block x: every seat trains its routers
 EM rounds, then counts what all routers win of its held-out text, then the prices move. After
 the last block come turns 1, 2, ... with the finished routers: counts and prices alone. The
 steps come in this order, one at a time; where a run stands follows from the last PricesMoved.
+A silo all of whose experts were withdrawn has no part in them any more.
 
 Rules: of old blocks nothing stays but the moves of the prices; routers of the last two blocks
 and the counts of the last step do.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.private import seat_experts
-from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.units import OF_A_SILO, UnitKey, UnitKind
 
@@ -46,6 +47,18 @@ def turn_count(manifest: RunManifest) -> int:
     return manifest.config.private.price_rounds
 
 
+def remaining(state: HardState, seat: int) -> tuple[int, ...]:
+    """Experts of a seat that are still part of the mixture."""
+    own = seat_experts(state.manifest.config)[seat]
+    return tuple(expert for expert in own if expert not in state.withdrawn)
+
+
+def seats_left(state: HardState) -> list[int]:
+    """Seats whose silos the run goes on with: an expert of theirs is part of the mixture."""
+    seats = range(len(seat_experts(state.manifest.config)))
+    return [seat for seat in seats if remaining(state, seat)]
+
+
 def due(state: HardState) -> tuple[int, int] | None:
     """The step (block, turn) that is to be done; None when all are."""
     if not state.moves:
@@ -61,19 +74,19 @@ def prices(state: HardState) -> tuple[float, ...]:
     return state.moves[-1].prices if state.moves else (0.0,) * state.experts
 
 
-def apply(state: HardState, event: ev.SeatTaken | ev.PricesMoved) -> None:
+def apply(state: HardState, event: silo_ev.SeatTaken | silo_ev.PricesMoved) -> None:
     """Fold one event in."""
     match event:
-        case ev.SeatTaken():
+        case silo_ev.SeatTaken():
             state.seats[event.seat] = event
-        case ev.PricesMoved():
+        case silo_ev.PricesMoved():
             for unit_id in over(state, event):
                 state.finished.pop(unit_id, None)
             state.moves.append(event)
             state.anew()
 
 
-def over(state: HardState, event: ev.PricesMoved) -> list[str]:
+def over(state: HardState, event: silo_ev.PricesMoved) -> list[str]:
     """Units whose results are needed no more once the prices have moved."""
 
     def needed(key: UnitKey) -> bool:
@@ -131,5 +144,5 @@ def silo_unit_in(state: HardState, phase: Phase | None, key: UnitKey) -> bool:
     return phase is Phase.ROUTING and key in routing_units(state)
 
 
-def _step(event: ev.PricesMoved) -> tuple[int, int]:
+def _step(event: silo_ev.PricesMoved) -> tuple[int, int]:
     return event.block, event.turn

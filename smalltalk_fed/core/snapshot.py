@@ -12,6 +12,7 @@ from typing import Any
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.records import Audit, Invite, Node, PastRound
@@ -86,8 +87,8 @@ def from_json(manifest: RunManifest, data: dict[str, Any]) -> HardState:
             waived=data["waived"],
             withdrawn={each["expert"]: _withdrawn(each) for each in data["withdrawn"]},
             last_at=data["last_at"],
-            seats={each["seat"]: _event(ev.SeatTaken, each) for each in data["seats"]},
-            moves=[_event(ev.PricesMoved, each) for each in data["moves"]],
+            seats={each["seat"]: _event(silo_ev.SeatTaken, each) for each in data["seats"]},
+            moves=[_event(silo_ev.PricesMoved, each) for each in data["moves"]],
             to_judge=dict.fromkeys(data["to_judge"]),
         )
         for each in data["collected"]:
@@ -115,8 +116,8 @@ def _event(kind: type, fields: dict[str, Any]) -> Any:
     return kind(**fields)
 
 
-def _withdrawn(fields: dict[str, Any]) -> ev.ExpertWithdrawn:
-    return ev.ExpertWithdrawn(**fields | {"blobs": tuple(fields["blobs"])})
+def _withdrawn(fields: dict[str, Any]) -> silo_ev.ExpertWithdrawn:
+    return silo_ev.ExpertWithdrawn(**fields | {"blobs": tuple(fields["blobs"])})
 
 
 def _past(fields: dict[str, Any]) -> PastRound:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import audit_book, membership, silo_book, withdrawal_book
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.records import Audit, Invite, Node, PastRound
 from smalltalk_fed.core.units import HELDOUT, OF_A_SILO, BlobRef, UnitKey, UnitKind
@@ -49,10 +50,10 @@ class HardState:
     asked: dict[str, int] = field(default_factory=dict)  # result's unit -> opinions asked so far
     redos: int = 0  # opinions so far for which a router's round is trained again
     waived: dict[str, str] = field(default_factory=dict)  # the latest, with their reasons
-    withdrawn: dict[int, ev.ExpertWithdrawn] = field(default_factory=dict)  # by expert
+    withdrawn: dict[int, silo_ev.ExpertWithdrawn] = field(default_factory=dict)  # by expert
     last_at: float = 0.0  # time of the latest event
-    seats: dict[int, ev.SeatTaken] = field(default_factory=dict)  # of a private run
-    moves: list[ev.PricesMoved] = field(default_factory=list)
+    seats: dict[int, silo_ev.SeatTaken] = field(default_factory=dict)  # of a private run
+    moves: list[silo_ev.PricesMoved] = field(default_factory=list)
     # Derived: results whose audits are not settled, and those of them that the judge is to see.
     unsettled: dict[str, None] = field(default_factory=dict)
     to_judge: dict[str, None] = field(default_factory=dict)
@@ -96,9 +97,9 @@ class HardState:
                 audit_book.quarantined(self, event)
             case ev.NodeReadmitted():
                 audit_book.readmitted(self, event)
-            case ev.SeatTaken() | ev.PricesMoved():
+            case silo_ev.SeatTaken() | silo_ev.PricesMoved():
                 silo_book.apply(self, event)
-            case ev.ExpertWithdrawn():
+            case silo_ev.ExpertWithdrawn():
                 withdrawal_book.withdrawn(self, event)
             case _:
                 membership.apply(self, event)

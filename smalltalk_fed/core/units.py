@@ -136,6 +136,8 @@ class Unit:
     `sample`: which sequences an audit looks at; drawn after the result was in. `redo`: an audit
     of a router's round trains the round again, and looks at what comes of it too.
     `prices`: nats by which the routers' scores are corrected, one an expert; empty: not at all.
+    `withdrawn`: experts that the unit is done without, since they have left the mixture; only
+    in a private run, where the inputs have no routers of theirs.
     """
 
     key: UnitKey
@@ -145,6 +147,7 @@ class Unit:
     sample: int = 0
     prices: tuple[float, ...] = ()
     redo: bool = False
+    withdrawn: tuple[int, ...] = ()
 
     @property
     def unit_id(self) -> str:

@@ -3,17 +3,19 @@
 Rules: the node that trained an expert, or has begun to, may withdraw it, and the operator any;
 nobody is asked for a reason. It is for good, and may be said again. The run goes on without
 it: nothing is trained again, and the others' text stays theirs. Before experts are trained
-none is anybody's. How hard state changes is `withdrawal_book`'s part.
+none is anybody's; in a private run each is, from the first block on, its silo's. How hard state
+changes is `withdrawal_book`'s part.
 """
 
 from __future__ import annotations
 
-from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.dispatch import Dispatcher
 from smalltalk_fed.core.outbox import Outbox
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import blobs_of_expert
+from smalltalk_fed.core.silo_book import is_private
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.withdrawal_book import owner
 from smalltalk_fed.errors import Forbidden, Refused
@@ -36,7 +38,7 @@ def take(
 
 def decide(
     state: HardState, message: msg.Withdraw, now: float
-) -> tuple[list[ev.ExpertWithdrawn], msg.Done]:
+) -> tuple[list[silo_ev.ExpertWithdrawn], msg.Done]:
     """The events, one an expert that leaves now, and the answer.
 
     Raises:
@@ -45,7 +47,13 @@ def decide(
     """
     experts = _named(state, message)
     phase = state.paused_from if state.phase is Phase.PAUSED else state.phase
-    if phase in _EARLY:
+    if is_private(state.manifest):
+        if phase is Phase.RECRUITING:
+            raise Refused(
+                "the run is recruiting: nothing of any silo's text is in it yet, so there is "
+                "nothing to withdraw; to free a seat let the organiser `revoke` its node"
+            )
+    elif phase in _EARLY:
         raise Refused(
             f"the run is {phase}: no expert is trained yet, so there is none to withdraw; stop "
             "the node to take no part in it"
@@ -54,7 +62,9 @@ def decide(
     reason = message.reason[:MAX_REASON] or f"by its {by}"
     leaving = [expert for expert in experts if expert not in state.withdrawn]
     events = [
-        ev.ExpertWithdrawn(now, e, owner(state, e), by, reason, blobs_of_expert(state, e))
+        silo_ev.ExpertWithdrawn(
+            now, e, owner(state, e), by, reason, blobs_of_expert(state, e, leaving)
+        )
         for e in leaving
     ]
     return events, msg.Done(_said(leaving, experts))

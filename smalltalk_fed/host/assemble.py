@@ -17,11 +17,12 @@ from typing import Any
 
 from smalltalk_fed import __version__
 from smalltalk_fed.config.model_config import read_model_config
-from smalltalk_fed.config.private import Share, seat_experts, seat_of
-from smalltalk_fed.core.handout import final_routers
+from smalltalk_fed.config.private import Share, seat_of
+from smalltalk_fed.core.handout import final_router
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.seats import share_of
 from smalltalk_fed.core.silo_book import is_private, prices
+from smalltalk_fed.core.silos import divided_among
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import UnitKey, UnitKind
 from smalltalk_fed.errors import WorldError
@@ -100,11 +101,12 @@ def take_out_withdrawn(folder: RunFolder, state: HardState) -> None:
 
 def _routers(source: _Source, making: Path) -> tuple[RouterEntry, ...]:
     entries = []
-    for index, ref in enumerate(final_routers(source.state)):
+    for index in range(source.state.experts):
         name = f"routers/{index}.safetensors"
         if index in source.state.withdrawn:
             entries.append(RouterEntry(file=name, sha256=""))
             continue
+        ref = final_router(source.state, index)
         _place(source.blobs, ref.digest, making / name)
         entries.append(RouterEntry(file=name, sha256=ref.digest))
     return tuple(entries)
@@ -182,9 +184,8 @@ def _sequences(state: HardState, expert: int) -> int:
     shared = int(state.segments.figures[f"load_{expert}"]) if state.segments else 0
     if not is_private(state.manifest):
         return shared
-    config = state.manifest.config
-    seat = seat_of(config, expert)
-    return shared + state.seats[seat].train_sequences // len(seat_experts(config)[seat])
+    seat = seat_of(state.manifest.config, expert)
+    return shared + state.seats[seat].train_sequences // len(divided_among(state, seat))
 
 
 def _overlap(state: HardState) -> str:

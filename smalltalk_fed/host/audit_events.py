@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.phases import Trigger
 from smalltalk_fed.core.state import HardState
@@ -81,7 +82,7 @@ class Trail:
                 self._collect(event)
             case ev.UnitRejected():
                 self._take_back(event.unit_id)
-            case ev.ExpertWithdrawn():
+            case silo_ev.ExpertWithdrawn():
                 self._valid.pop(UnitKey(UnitKind.TRAIN_EXPERT, event.expert).unit_id, None)
             case ev.NodeQuarantined():
                 for unit_id in event.undone:

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator, Ready
-from smalltalk_fed.core.events import ExpertWithdrawn
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.redos import is_redo
-from smalltalk_fed.core.retention import needed_blobs, withdrawn_blobs
+from smalltalk_fed.core.retention import needed_blobs
+from smalltalk_fed.core.silo_events import ExpertWithdrawn
 from smalltalk_fed.core.units import UnitKey
 from smalltalk_fed.errors import DamagedBlob, OurError, PeerError, SmalltalkError, WorldError
 from smalltalk_fed.host.blobs import BlobStore
@@ -36,6 +37,7 @@ from smalltalk_fed.host.database import DamagedJournal
 from smalltalk_fed.host.inbound import Inbound, LostBlob, still_checked, to_check
 from smalltalk_fed.host.journal import JournalLike
 from smalltalk_fed.host.loose import Loose, named_by
+from smalltalk_fed.host.lost_blobs import is_news, settle
 from smalltalk_fed.host.recovery import keep_snapshot, recover, take_snapshot
 from smalltalk_fed.host.workers import Worker
 from smalltalk_fed.wire.limits import INBOX_MAX, RunLimits
@@ -166,7 +168,8 @@ class Host:
     async def _loop(self) -> None:
         try:
             await self._settle(self.coordinator.start(self.clock.now()))
-            self._check_blobs()
+            for digest in settle(self.coordinator.state, self.blobs):
+                self.blob_lost(digest)
             while not self._stopping:
                 await self._wait()
                 await self._turn()
@@ -208,7 +211,7 @@ class Host:
 
     def _handle(self, inbound: Inbound, now: float) -> Ready:
         match inbound.message:
-            case msg.JobFinished() | msg.JobFailed() | msg.Suspects() | msg.Judged():
+            case jmsg.JobFinished() | jmsg.JobFailed() | jmsg.Suspects() | jmsg.Judged():
                 return self.coordinator.job_done(inbound.message, now)
             case LostBlob():
                 return self._lost(inbound.message, now)
@@ -244,26 +247,12 @@ class Host:
                 log.error("the finished run can't be packaged: %s", error)
                 self.blob_lost(error.digest)
 
-    def _check_blobs(self) -> None:
-        """Find what the run needs and what went from the disk while nobody served.
-
-        What was withdrawn is gone even if the process before died right after it was journaled.
-        """
-        needed = needed_blobs(self.coordinator.state)
-        for digest in self.blobs.lost(needed.values()):
-            self.blob_lost(digest)
-        for digest in withdrawn_blobs(self.coordinator.state):
-            if digest not in needed:
-                self.blobs.drop(digest)
-
     def _lost(self, lost: LostBlob, now: float) -> Ready:
-        state, digest = self.coordinator.state, lost.digest
-        known = digest not in needed_blobs(state) or self.blobs.has(digest)
-        if known and not lost.by_job:
-            return Ready()  # the remedy is under way or done
-        reason = f"blob {digest[:12]} is damaged or gone on the coordinator's disk"
+        if not is_news(self.coordinator.state, self.blobs, lost):
+            return Ready()
+        reason = f"blob {lost.digest[:12]} is damaged or gone on the coordinator's disk"
         log.error("%s", reason)
-        return self.coordinator.blob_damaged(digest, reason, now)
+        return self.coordinator.blob_damaged(lost.digest, reason, now)
 
     def _maybe_snapshot(self) -> None:
         """Right after a commit, when the state is that of the journal's last event."""
@@ -281,7 +270,7 @@ class Host:
         except WorldError as error:
             log.warning("the snapshot at event %d was not kept: %s", up_to, error)
 
-    async def _run_job(self, job: msg.Job) -> None:
+    async def _run_job(self, job: jmsg.Job) -> None:
         try:
             self._tell(await self._worker.run(job))
         except DamagedBlob as error:
@@ -297,7 +286,7 @@ class Host:
         self._trouble = trouble
         self._wake.set()
 
-    def _tell(self, message: msg.Outcome | LostBlob) -> None:
+    def _tell(self, message: jmsg.Outcome | LostBlob) -> None:
         self._inbox.append(Inbound(message))
         self._wake.set()
 

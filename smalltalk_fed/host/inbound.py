@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.results import changes_nothing
 from smalltalk_fed.core.state import HardState
@@ -28,7 +29,7 @@ class LostBlob:
 class Inbound:
     """Something for the loop; `checked`: results whose blobs were looked at."""
 
-    message: msg.Request | msg.Outcome | LostBlob
+    message: msg.Request | jmsg.Outcome | LostBlob
     conversation: int = 0
     checked: tuple[Result, ...] = ()
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core.messages import (
+from smalltalk_fed.core.job_messages import (
     AssignJob,
     Job,
     JobFailed,

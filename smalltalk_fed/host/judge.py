@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core.messages import Judged, JudgeJob
+from smalltalk_fed.core.job_messages import Judged, JudgeJob
 from smalltalk_fed.core.units import HELDOUT, UnitKey, UnitKind
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.mixture.audit import Scores, decode_opinion, next_places, slice_places

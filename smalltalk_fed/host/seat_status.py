@@ -15,7 +15,7 @@ from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.outputs import output
 from smalltalk_fed.core.phases import WORKING, Phase
 from smalltalk_fed.core.seats import free_seats, share_of, waiting_for
-from smalltalk_fed.core.silo_book import block_count, due, is_private
+from smalltalk_fed.core.silo_book import block_count, due, is_private, remaining
 from smalltalk_fed.core.state import HardState
 from smalltalk_fed.core.units import UnitKey, UnitKind
 from smalltalk_fed.errors import SmalltalkError
@@ -55,6 +55,7 @@ def seats_status(state: HardState, here: set[str]) -> list[dict[str, Any]]:
             {
                 "seat": seat,
                 "experts": list(experts),
+                "withdrawn": [expert for expert in experts if expert in state.withdrawn],
                 "node_id": taken.node_id if taken else None,
                 "name": state.nodes[taken.node_id].name if taken else None,
                 "present": taken is not None and taken.node_id in here,
@@ -90,13 +91,17 @@ def price_moves(state: HardState) -> list[dict[str, Any]]:
 def count_rows(state: HardState, blobs: BlobStore) -> list[list[int | None]] | None:
     """What the silos showed last, a row a seat: held-out sequences by expert, None if withheld.
 
-    None while nothing was counted, or if a row is damaged.
+    None while nothing was counted, or if a row is damaged. A silo that has left shows nothing.
     """
     if not state.moves:
         return None
-    last, rows = state.moves[-1], []
+    last = state.moves[-1]
+    rows: list[list[int | None]] = []
     for seat in range(len(seat_experts(state.manifest.config))):
         key = UnitKey(UnitKind.COUNT, index=last.block, seat=seat, turn=last.turn)
+        if not remaining(state, seat):
+            rows.append([None] * state.experts)
+            continue
         try:
             data = blobs.need(output(state, key, "counts"))
             floor = state.manifest.config.private.count_floor
@@ -110,14 +115,15 @@ def count_rows(state: HardState, blobs: BlobStore) -> list[list[int | None]] | N
 def silos_evaluation(state: HardState) -> dict[str, Any] | None:
     """Perplexity over the silos' held-out text, of what could be evaluated where it is.
 
-    `elsewhere`: sequences whose expert is in another silo and was not there to evaluate.
+    `elsewhere`: sequences whose expert is in another silo and was not there to evaluate. Of a
+    silo that has left there are no figures; sums that others made before it did stay.
     """
     if state.phase is not Phase.FINISHED:
         return None
-    rows = [
-        dict(state.finished[UnitKey(UnitKind.EVALUATE_SILO, seat=seat).unit_id].figures)
-        for seat in range(len(seat_experts(state.manifest.config)))
-    ]
+    rows: list[dict[str, float]] = []
+    for seat in range(len(seat_experts(state.manifest.config))):
+        accepted = state.finished.get(UnitKey(UnitKind.EVALUATE_SILO, seat=seat).unit_id)
+        rows.append(dict(accepted.figures) if accepted else {})
     elsewhere = sum(row.get("elsewhere", 0.0) for row in rows)
     return {**perplexities(rows), "elsewhere": int(elsewhere), "silos": rows}
 

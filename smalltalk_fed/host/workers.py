@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.errors import SmalltalkError, WorldError
 from smalltalk_fed.host.jobs import end_with_parent, run_job_counted
 
@@ -35,7 +35,7 @@ class Worker:
         self._pool = executor
         self.cpu_s = 0.0  # of the present process, as of its last job
 
-    async def run(self, job: msg.Job) -> msg.Outcome:
+    async def run(self, job: jmsg.Job) -> jmsg.Outcome:
         """Do `job`; its outputs are in the blob store when this returns.
 
         Raises:
@@ -44,7 +44,7 @@ class Worker:
         """
         for _ in range(JOB_TRIES):
             try:
-                outcome: msg.Outcome
+                outcome: jmsg.Outcome
                 outcome, self.cpu_s = await asyncio.get_running_loop().run_in_executor(
                     self._workers(), run_job_counted, self._manifest, job, self._blob_folder
                 )
@@ -54,7 +54,7 @@ class Worker:
             except WorldError:
                 raise
             except (SmalltalkError, ValueError) as error:
-                return msg.JobFailed(job.job_id, str(error))
+                return jmsg.JobFailed(job.job_id, str(error))
             except (OSError, MemoryError) as error:
                 raise _trouble(job, str(error) or "no memory") from None
         raise _trouble(job, f"the worker process died {JOB_TRIES} times")
@@ -74,7 +74,7 @@ class Worker:
         return self._pool
 
 
-def _trouble(job: msg.Job, why: str) -> WorldError:
+def _trouble(job: jmsg.Job, why: str) -> WorldError:
     return WorldError(
         f"{job.job_id} can't be computed ({why}); check the machine's memory and disk, then "
         "start again: nothing is lost"

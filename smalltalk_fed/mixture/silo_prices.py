@@ -88,33 +88,38 @@ def decode_counts(data: bytes, experts: int, floor: int) -> NDArray[np.uint32]:
 
 
 def expert_shares(
-    seats: Sequence[range], sequences_K: Sequence[int] | NDArray[np.integer]
+    seats: Sequence[Sequence[int]],
+    sequences_K: Sequence[int] | NDArray[np.integer] | NDArray[np.floating],
+    experts: int | None = None,
 ) -> NDArray[np.float64]:
-    """Return each expert's part of all training text, float64[E].
+    """Return each expert's part of all training text, float64[E]; 0 of those in no seat.
 
     `seats[k]` are the experts of seat k, `sequences_K` the training sequences of its silo,
-    which its experts share evenly. Raises ValueError when there is no text at all.
+    which its experts share evenly. `experts`: E; by default all are in the seats. Raises
+    ValueError when there is no text at all.
     """
     sequences = np.asarray(sequences_K, np.float64)
     if sequences.shape != (len(seats),) or (sequences < 0).any() or not sequences.sum() > 0:
         raise ValueError(f"there must be text, a count for each of {len(seats)} seats")
-    counts = [len(experts) for experts in seats]
-    return np.repeat(sequences / sequences.sum() / counts, counts)
+    share_E = np.zeros(sum(map(len, seats)) if experts is None else experts)
+    for own, part in zip(seats, sequences / sequences.sum(), strict=True):
+        share_E[list(own)] = part / len(own)
+    return share_E
 
 
 def move_prices(
     prices_E: ArrayLike,
     counts_KxE: ArrayLike,
-    seats: Sequence[range],
+    seats: Sequence[Sequence[int]],
     sequences_K: Sequence[int] | NDArray[np.integer],
     step: float,
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
     """Move the prices once by all silos' rows of counts; return them, float64[E], and figures.
 
     `counts_KxE` are rows as they left the silos, `seats` and `sequences_K` as in
-    `expert_shares`. Figures: `off_diagonal`, the part of the text that experts of other seats
-    would win; `share_error`, half the sum of the shares' errors; `silent_seats`, silos
-    that show no count.
+    `expert_shares`. An expert in no seat has left: nothing may be counted for it, and its price
+    stays. Figures: `off_diagonal`, the part of the text that experts of other seats would win;
+    `share_error`, half the sum of the shares' errors; `silent_seats`, silos that show no count.
     Raises ValueError when the shapes don't agree.
     """
     prices = np.asarray(prices_E, np.float64)
@@ -128,7 +133,7 @@ def move_prices(
     if not speaks_K.any():
         return prices.copy(), figures | {"off_diagonal": 0.0, "share_error": 0.0}
     heard_K = np.where(speaks_K, np.asarray(sequences_K, np.float64), 0.0)
-    target_E = expert_shares(seats, heard_K)
+    target_E = expert_shares(seats, heard_K, len(prices))
     part_KxE = shown_KxE / np.where(speaks_K, row_K, 1.0)[:, None]
     part_KxE *= (heard_K / heard_K.sum())[:, None]
     error_E = part_KxE.sum(axis=0) - target_E

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.catalogue import size_limit
-from smalltalk_fed.core.messages import (
+from smalltalk_fed.core.job_messages import (
     AssignJob,
     Job,
     JobFinished,

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator, Ready
 from smalltalk_fed.core.retention import needed_blobs
@@ -39,7 +40,7 @@ class _Damaged:
     digest: str
 
 
-_Inbound = msg.Request | msg.Outcome | _Damaged
+_Inbound = msg.Request | jmsg.Outcome | _Damaged
 
 
 class CoordinatorHost:
@@ -141,7 +142,7 @@ class CoordinatorHost:
                 why = f"blob {message.digest[:12]} is damaged"
                 ready.add(self.coordinator.blob_damaged(message.digest, why, self.now()))
                 continue
-            if isinstance(message, msg.Outcome):
+            if isinstance(message, jmsg.Outcome):
                 self._world.note(f"job {message.job_id} ends")
                 ready.add(self.coordinator.job_done(message, self.now()))
                 continue
@@ -274,7 +275,7 @@ class CoordinatorHost:
         if not self._committing:
             self._turn()
 
-    def _job_done(self, job: msg.Job, number: int, process: int) -> None:
+    def _job_done(self, job: jmsg.Job, number: int, process: int) -> None:
         if process != self._process:
             return
         bad = self._bad_blocks.get(number)
@@ -282,9 +283,9 @@ class CoordinatorHost:
         if gone is not None:
             self._tell(_Damaged(gone.digest))
             return
-        outcome: msg.Outcome
+        outcome: jmsg.Outcome
         if bad is not None and (culprit := bad.culprit(job)):
-            outcome = msg.JobFailed(job.job_id, "its bytes can't be used", culprit)
+            outcome = jmsg.JobFailed(job.job_id, "its bytes can't be used", culprit)
         else:
             outcome = do_job(self._scenario.manifest, job, self._blobs)
         self._tell(outcome)

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
 
-from smalltalk_fed.core.messages import Job, JudgeJob, PricesJob, SegmentsJob
+from smalltalk_fed.core.job_messages import (
+    Job,
+    JudgeJob,
+    PricesJob,
+    SegmentsJob,
+)
 
 
 class CommitPoint(StrEnum):

@@ -116,7 +116,9 @@ def private_counts(
 
     `unit` is the unit's id, `inputs` all that the row depends on besides the silo's `sequences`
     of held-out text: routers and prices, by name. `rows_before`: rows given before this one,
-    where there are no `releases` to tell. Raises Refused when the silo has none left to give.
+    where there are no `releases` to tell. A unit that was answered has that answer for good, also
+    when an expert has left since and it is asked for with fewer routers. Raises Refused when the
+    silo has none left to give.
     """
     privacy = manifest.config.privacy
 
@@ -124,7 +126,9 @@ def private_counts(
         row_E = noised_counts(count(), privacy.count_noise, noise or SecretNoise())
         return {"counts": row_E.astype("<i8").tobytes()}
 
-    outputs = _once(releases, unit, inputs_digest(inputs), COUNTS, 1, make)
+    outputs: Mapping[str, bytes] | None = releases.given(unit, COUNTS) if releases else None
+    if outputs is None:
+        outputs = _once(releases, unit, inputs_digest(inputs), COUNTS, 1, make)
     rows = releases.spent(COUNTS) if releases else rows_before + 1
     row_E = np.frombuffer(outputs["counts"], dtype="<i8").astype(np.int64)
     return row_E, counts_spent(privacy, sequences, rows).figures

@@ -88,6 +88,16 @@ class Releases:
         self._write()
         return outputs
 
+    def given(self, unit: str, kind: str) -> dict[str, bytes] | None:
+        """What was given for `unit` last, whatever it was made from; None if nothing was.
+
+        Raises WorldError when what was given is damaged.
+        """
+        for entry in reversed(self._entries):
+            if (entry.unit, entry.kind) == (unit, kind):
+                return {name: self._load(digest) for name, digest in entry.outputs.items()}
+        return None
+
     def _store(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()
         write_atomically(self._folder / f"{digest}.bin", lambda part: _put(part, data))

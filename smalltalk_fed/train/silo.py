@@ -5,13 +5,14 @@ counts how many of its held-out prefixes each router would win under the current
 may leave of the counts is `mixture.silo_prices`' part, training an expert `silo_expert`'s.
 
 Rules: those of `units` hold: what comes out is a function of manifest, text and inputs. Ids and
-scores of single sequences go to the caller in the silo, and to no one else.
+scores of single sequences go to the caller in the silo, and to no one else. A router that is
+None is of an expert that has left the mixture: it wins nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +56,10 @@ __all__ = [
 class SiloEvaluation:
     """A silo's held-out text under the mixture; only `figures` may leave.
 
-    `figures` has sums in nats and token counts over the sequences whose winner's weights are
-    here (`sequences`), or nothing of them when they are fewer than the floor; and how many went
-    `elsewhere`, rounded down to a multiple of the floor.
+    `figures` has sums in nats and token counts over sequences whose winner's weights are here
+    (`sequences`), as many of them as are a multiple of the floor, so that the total, which is
+    known, does not tell what went elsewhere; nothing of them when they are fewer. And how many
+    went `elsewhere`, rounded down to a multiple of the floor.
     """
 
     winner_N: np.ndarray
@@ -67,7 +69,7 @@ class SiloEvaluation:
 def heldout_scores(
     manifest: RunManifest,
     corpus: SiloText,
-    routers: Sequence[bytes],
+    routers: Sequence[bytes | None],
     *,
     cache_folder: Path | None = None,
     device: torch.device | str = "cpu",
@@ -76,22 +78,24 @@ def heldout_scores(
 ) -> np.ndarray:
     """Return the score of each held-out prefix under each of the E routers, fp32[N, E].
 
-    They are kept in `cache_folder`, which must be the silo's own, since prices move several
-    times over the same scores; the last ones are kept, under the digest of their routers.
+    Under a router that is None it is minus infinity. They are kept in `cache_folder`, which must
+    be the silo's own, since prices move several times over the same scores; the last ones are
+    kept, under the digest of their routers.
     """
     use_threads(manifest.config.compute)
     file = None
     if cache_folder is not None:
         digest = hashlib.sha256()
         for parameters in routers:
-            digest.update(hashlib.sha256(parameters).digest())
+            digest.update(hashlib.sha256(parameters or b"").digest())
         file = cache_folder / f"heldout-scores-{digest.hexdigest()[:32]}.f32"
         if (known := _read_scores(file, (len(corpus.heldout), len(routers)))) is not None:
             return known
-    models = [build_silo_router(manifest, e, data) for e, data in enumerate(routers)]
-    scores_NxE = prefix_scores(
+    there = {e: data for e, data in enumerate(routers) if data is not None}
+    scores_NxE = np.full((len(corpus.heldout), len(routers)), -np.inf, np.float32)
+    scores_NxE[:, list(there)] = prefix_scores(
         manifest,
-        models,
+        [build_silo_router(manifest, e, data) for e, data in there.items()],
         corpus.heldout,
         np.arange(len(corpus.heldout)),
         device=device,
@@ -119,7 +123,7 @@ def _read_scores(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
 def count_wins(
     manifest: RunManifest,
     corpus: SiloText,
-    routers: Sequence[bytes],
+    routers: Sequence[bytes | None],
     prices_E: Sequence[float] | np.ndarray,
     *,
     cache_folder: Path | None = None,
@@ -149,16 +153,18 @@ def silo_segments(
     corpus: SiloText,
     routers: Mapping[int, bytes],
     *,
+    without: Collection[int] = (),
     device: torch.device | str = "cpu",
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> dict[int, np.ndarray]:
     """Divide the silo's training text evenly among its own experts, by the final routers.
 
-    Returns ascending int64 ids by expert; they never leave. With one expert it has all.
+    `without`: experts that had left before. Returns ascending int64 ids by expert; they never
+    leave. With one expert it has all.
     """
     use_threads(manifest.config.compute)
-    experts = seat_experts(manifest.config)[seat]
+    experts = [e for e in seat_experts(manifest.config)[seat] if e not in without]
     ids_N = np.arange(len(corpus.train))
     if len(experts) == 1:
         return {experts[0]: ids_N}
@@ -178,7 +184,7 @@ def silo_segments(
 def evaluate_silo(
     manifest: RunManifest,
     corpus: SiloText,
-    routers: Sequence[bytes],
+    routers: Sequence[bytes | None],
     prices_E: Sequence[float] | np.ndarray,
     experts: Mapping[int, bytes | Path],
     *,
@@ -206,9 +212,12 @@ def evaluate_silo(
     )
     sums_2 = np.zeros(2)
     here = np.isin(winner_N, list(experts))
+    floor = config.private.count_floor
+    count, elsewhere = int(here.sum()) // floor * floor, int((~here).sum())
+    summed_N = here & (np.cumsum(here) <= count)
     done = 0
     for expert, weights in sorted(experts.items()):
-        ids = np.flatnonzero(winner_N == expert)
+        ids = np.flatnonzero((winner_N == expert) & summed_N)
         if not len(ids):
             continue
         model = build_expert(manifest, "expert")
@@ -228,11 +237,9 @@ def evaluate_silo(
         ]
         done += len(ids)
         if on_progress is not None:
-            on_progress(done / max(1, int(here.sum())), {})
-    floor = config.private.count_floor
-    count, elsewhere = int(here.sum()), int((~here).sum())
+            on_progress(done / max(1, count), {})
     figures = {"elsewhere": float(elsewhere // floor * floor)}
-    if count >= floor:
+    if count:
         figures |= {
             "sequences": float(count),
             "prefix_nll": float(sums_2[0]),

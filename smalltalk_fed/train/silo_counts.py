@@ -1,4 +1,4 @@
-"""The row of counts that a silo sends: exact or under noise, and withheld below the floor.
+"""The row of counts that a silo sends, exact or under noise, and what a run's noise costs it.
 
 What nodes and the oracle call between `silo.count_wins` and the wire. Rules: with `[privacy]`
 on, no exact count goes past this module, and the silo's ledger says what was given; without it
@@ -15,7 +15,8 @@ import torch
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.mixture.silo_prices import withhold
-from smalltalk_fed.train.private_units import private_counts, release_limits
+from smalltalk_fed.train.privacy_cost import PrivacySpent, counts_spent, routers_spent
+from smalltalk_fed.train.private_units import COUNTS, STEPS, private_counts, release_limits
 from smalltalk_fed.train.releases import Releases
 from smalltalk_fed.train.silo import count_wins
 from smalltalk_fed.train.silo_rounds import block_sequences
@@ -32,13 +33,30 @@ def silo_releases(manifest: RunManifest, seat: int, corpus: SiloText, folder: Pa
     return Releases(folder, limits)
 
 
+def silo_cost(
+    manifest: RunManifest, train_sequences: int, heldout_sequences: int
+) -> tuple[PrivacySpent, PrivacySpent]:
+    """Return what the whole run costs a silo of so much text under noise: routers, counts.
+
+    It is what its last units report, and the most that its ledger lets out. Under noise all
+    seats have one expert, so that the seat does not matter.
+    Raises UserError when opacus is not installed, DataError for a silo that is too small.
+    """
+    privacy, batch = manifest.config.privacy, manifest.config.router.batch_sequences
+    limits = release_limits(manifest, block_sequences(manifest, 0, train_sequences))
+    return (
+        routers_spent(privacy, batch, train_sequences, limits[STEPS]),
+        counts_spent(privacy, heldout_sequences, limits[COUNTS]),
+    )
+
+
 def silo_counts(
     manifest: RunManifest,
     seat: int,
     corpus: SiloText,
     block: int,
     index: int,
-    routers: Sequence[bytes],
+    routers: Sequence[bytes | None],
     prices_E: Sequence[float] | np.ndarray,
     *,
     releases: Releases | None = None,
@@ -69,7 +87,7 @@ def silo_counts(
     floor = manifest.config.private.count_floor
     if not manifest.config.privacy.on:
         return withhold(count(), floor), {}
-    inputs = {f"router-{expert}": data for expert, data in enumerate(routers)}
+    inputs = {f"router-{expert}": data for expert, data in enumerate(routers) if data is not None}
     inputs["prices"] = np.asarray(prices_E, dtype="<f8").tobytes()
     row_E, figures = private_counts(
         manifest,

@@ -12,16 +12,13 @@ router parameters, and figures over the whole block; ids and scores stay here.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from smalltalk_fed.config.manifest import RunManifest
@@ -29,8 +26,9 @@ from smalltalk_fed.config.private import seat_experts
 from smalltalk_fed.errors import DataError
 from smalltalk_fed.mixture.assignment import equal_capacity, random_assignment
 from smalltalk_fed.mixture.permutation import chunk_ids, derive_key, training_order
-from smalltalk_fed.model.state import state_from_bytes, state_to_bytes, write_atomically
+from smalltalk_fed.model.state import state_to_bytes
 from smalltalk_fed.train.device import use_threads
+from smalltalk_fed.train.kept_rounds import KeptRounds
 from smalltalk_fed.train.loop import train
 from smalltalk_fed.train.plan import Stopped
 from smalltalk_fed.train.private_units import private_block
@@ -105,6 +103,7 @@ def silo_block(
     block: int,
     routers: Mapping[int, bytes],
     *,
+    without: Collection[int] = (),
     releases: Releases | None = None,
     work_folder: Path | None = None,
     device: torch.device | str = "cpu",
@@ -113,7 +112,8 @@ def silo_block(
 ) -> SiloBlockResult:
     """Run the EM rounds of block `block` (1..X) for the routers of seat `seat`.
 
-    `routers` are the seat's own after the block before; none before the first. In
+    `routers` are the seat's own after the block before; none before the first. `without`: its
+    experts that have left the mixture; the others' rounds are as long as before. In
     `work_folder` finished rounds are kept, and checkpoints of the one under way, so that a
     block that was cut off goes on there. Under noise (`[privacy]`) the seat's one router is
     trained by `private_block` instead, and `releases` is the silo's ledger.
@@ -121,7 +121,7 @@ def silo_block(
     Stopped.
     """
     use_threads(manifest.config.compute)
-    experts = seat_experts(manifest.config)[seat]
+    experts = tuple(e for e in seat_experts(manifest.config)[seat] if e not in without)
     models = {e: build_silo_router(manifest, e, routers.get(e)) for e in experts}
     if manifest.config.privacy.on:
         sequences, (expert,) = len(corpus.train), experts
@@ -141,7 +141,7 @@ def silo_block(
         )
         return SiloBlockResult({expert: parameters}, figures)
     silo = _Silo(manifest, seat, corpus.train, torch.device(device), should_stop)
-    kept = None if work_folder is None else _Kept(work_folder, seat, block, routers)
+    kept = None if work_folder is None else KeptRounds(work_folder, seat, block, experts, routers)
     rounds = block_rounds(manifest, block)
     done = 0 if kept is None else kept.restore(models)
     for index, round_ in enumerate(rounds):
@@ -178,7 +178,7 @@ class _Silo:
     ) -> None:
         self._manifest, self._seat, self._rows = manifest, seat, rows
         self._device, self._should_stop = device, should_stop
-        self._loss_sum, self._tokens, self._seconds = 0.0, 0, 0.0
+        self._loss_sum, self._tokens, self._seconds, self._sequences = 0.0, 0, 0.0, 0
         self._balance: dict[str, float] = {}
 
     def divide(self, round_: int, models: Mapping[int, nn.Module]) -> dict[int, np.ndarray]:
@@ -186,9 +186,13 @@ class _Silo:
         seed, count = self._manifest.config.run.seed, len(models)
         chunk = silo_chunk_sequences(self._manifest, self._seat, len(self._rows))
         ids_N = chunk_ids(seed, len(self._rows), round_ - 1, chunk, f"silo {self._seat}")
+        # Experts that left take their part of the chunk along: routers that read more than others
+        # would win text for that alone.
+        all_of_seat = len(seat_experts(self._manifest.config)[self._seat])
+        ids_N = ids_N[: -(-chunk * count // all_of_seat)]
         if round_ == 1 or count == 1:
             key = derive_key(seed, "first-assignment", "silo", self._seat)
-            place_N = random_assignment(chunk, equal_capacity(chunk, count), key)
+            place_N = random_assignment(len(ids_N), equal_capacity(len(ids_N), count), key)
         else:
             scores_NxH = prefix_scores(
                 self._manifest,
@@ -239,53 +243,21 @@ class _Silo:
             raise Stopped
         self._loss_sum += result.loss_mean * result.tokens
         self._tokens += result.tokens
+        self._sequences += len(share_ids)
         self._seconds += result.seconds
 
     def figures(self) -> dict[str, float]:
-        """What the unit reports: means over the block, of what this process did of it."""
+        """What the unit reports: means over the block, of what this process did of it.
+
+        Of fewer sequences than the floor of counts no means.
+        """
         if not self._tokens:
-            return dict(self._balance)
-        return self._balance | {
-            "loss_mean": self._loss_sum / self._tokens,
+            return {}
+        figures = {
             "tokens": float(self._tokens),
             "seconds": self._seconds,
             "tokens_per_s": self._tokens / max(self._seconds, 1e-9),
         }
-
-
-class _Kept:
-    """Finished rounds of a block on disk, filed under the digest of what it began with."""
-
-    def __init__(
-        self, work_folder: Path, seat: int, block: int, routers: Mapping[int, bytes]
-    ) -> None:
-        digest = hashlib.sha256(f"{seat}/{block}".encode())
-        for expert in sorted(routers):
-            digest.update(hashlib.sha256(routers[expert]).digest())
-        self.folder = work_folder / f"block-{digest.hexdigest()[:16]}"
-
-    def _files(self) -> list[Path]:
-        """Newest first; a round's number stands in the name."""
-        return sorted(self.folder.glob("round-*.safetensors"), reverse=True)
-
-    def keep(self, round_: int, models: Mapping[int, nn.Module]) -> None:
-        """Write the routers as they are after `round_`, all in one file, and drop older ones."""
-        states = {str(e): np.frombuffer(state_to_bytes(m), np.uint8) for e, m in models.items()}
-        older = self._files()
-        file = self.folder / f"round-{round_:09d}.safetensors"
-        write_atomically(file, lambda path: save_file(states, path))
-        for path in older:
-            path.unlink(missing_ok=True)
-
-    def restore(self, models: Mapping[int, nn.Module]) -> int:
-        """Load the routers as they were after the newest round; returns its number, or 0."""
-        for file in self._files():
-            try:
-                states = load_file(file)
-                for expert, model in models.items():
-                    state_from_bytes(model, states[str(expert)].tobytes())
-            except (OSError, SafetensorError, KeyError) as error:
-                log.warning("%s can't be read (%s); its rounds are done again", file, error)
-                continue
-            return int(file.stem.rpartition("-")[2])
-        return 0
+        if self._sequences < self._manifest.config.private.count_floor:
+            return figures
+        return figures | self._balance | {"loss_mean": self._loss_sum / self._tokens}

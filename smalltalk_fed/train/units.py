@@ -22,7 +22,7 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.run import Optimizer
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.host.jobs import capacity
-from smalltalk_fed.mixture.assignment import assign, route
+from smalltalk_fed.mixture.assignment import assign, equal_capacity, route
 from smalltalk_fed.mixture.idlists import encode_experts
 from smalltalk_fed.mixture.permutation import (
     chunk_ids,
@@ -177,7 +177,7 @@ def train_router(
 def shard(
     manifest: RunManifest,
     corpus: TokenCorpus,
-    routers: Sequence[bytes],
+    routers: Sequence[bytes | None],
     index: int,
     *,
     weights: Sequence[float] = (),
@@ -190,7 +190,8 @@ def shard(
 
     `weights`: the experts' shares where they follow measured speeds, as the unit says.
     `heldout`: route all held-out sequences instead, each to its best expert, unbalanced, as
-    prompts are.
+    prompts are. A router that is None is of an expert that has left: it gets nothing, the others
+    even parts.
     """
     config = manifest.config
     use_threads(config.compute)
@@ -200,9 +201,9 @@ def shard(
     else:
         bounds = manifest.shard_range(index)
         ids = shard_ids(config.run.seed, manifest.train_sequences, *bounds)
-    models = [build_router(manifest, e, parameters) for e, parameters in enumerate(routers)]
-    scores_NxE = score(
-        models,
+    there = {e: parameters for e, parameters in enumerate(routers) if parameters is not None}
+    scores_NxP = score(
+        [build_router(manifest, e, parameters) for e, parameters in there.items()],
         split,
         ids,
         config.sequence.prefix,
@@ -212,18 +213,22 @@ def shard(
         on_progress=None if on_progress is None else lambda part: on_progress(part, {}),
         should_stop=should_stop,
     )
+    prices_E, figures = np.zeros(len(routers)), {}
     if heldout:
-        expert_N, prices_E, figures = route(scores_NxE), np.zeros(len(routers)), {}
+        place_N = route(scores_NxP)
     else:
-        balanced = assign(
-            scores_NxE, capacity(manifest, len(ids), weights), config.assignment.method
-        )
-        expert_N, prices_E = balanced.expert_N, balanced.prices_E
+        if len(there) == len(routers):
+            capacity_P = capacity(manifest, len(ids), weights)
+        else:
+            capacity_P = equal_capacity(len(ids), len(there))
+        balanced = assign(scores_NxP, capacity_P, config.assignment.method)
+        place_N, prices_E[list(there)] = balanced.expert_N, balanced.prices_E
         figures = {
             "displaced_fraction": float(balanced.stats.displaced_fraction),
             "excess_nats": float(balanced.stats.excess_nats),
         }
     figures["sequences"] = float(len(ids))
+    expert_N = np.array(list(there), np.int32)[place_N]
     return ShardResult(encode_experts(expert_N, len(routers)), figures, prices_E)
 
 

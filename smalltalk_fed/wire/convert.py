@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from smalltalk_fed.config.manifest import MAX_SEQUENCES
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import Malformed, TooLarge, shown
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.wire.certificates import public_key_sha256
@@ -27,9 +26,7 @@ from smalltalk_fed.wire.values import (
     MAX_SOFTWARE_CHARS,
     SIGNATURE_BYTES,
     addresses,
-    blob_from_proto,
     cut,
-    digest_to_proto,
     figures_from_proto,
     figures_to_proto,
     integer,
@@ -271,38 +268,6 @@ def left_from_proto(reply: pb.LeaveReply) -> msg.Left:
     if len(reply.released) > MAX_RELEASED:
         raise TooLarge(f"the answer releases more than {MAX_RELEASED} units")
     return msg.Left(tuple(unit_id_text(unit_id) for unit_id in reply.released))
-
-
-# -------------------------------------------------------------------------------- transfer
-
-
-@dataclass(frozen=True)
-class Upload:
-    """What the first part of an upload says of the whole."""
-
-    ref: BlobRef
-    unit_id: str
-    offset: int
-
-
-def upload_to_proto(upload: Upload, data: bytes) -> pb.BlobPart:
-    """The first part; later ones carry only data."""
-    return pb.BlobPart(
-        digest=digest_to_proto(upload.ref.digest),
-        size=upload.ref.size,
-        offset=upload.offset,
-        name=upload.ref.name,
-        unit_id=upload.unit_id,
-        data=data,
-    )
-
-
-def upload_from_proto(part: pb.BlobPart) -> Upload:
-    """Raises Malformed or TooLarge. `part.data` is left to the caller."""
-    ref = blob_from_proto(pb.BlobRef(name=part.name, digest=part.digest, size=part.size))
-    if part.offset > ref.size:
-        raise Malformed(f"an upload of {ref.size} bytes can't begin at offset {part.offset}")
-    return Upload(ref, unit_id_text(part.unit_id), part.offset)
 
 
 def _sequences(count: int) -> int:

@@ -23,7 +23,7 @@ from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core.catalogue import size_limit
 from smalltalk_fed.errors import DataError, SmalltalkError, shown
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
-from smalltalk_fed.wire import convert, convert_serving
+from smalltalk_fed.wire import convert, convert_serving, convert_transfer
 from smalltalk_fed.wire.egress import BLOBS, CALLS, blob_kind, figure_is_declared, may_leave
 
 UPLOAD = "PutBlob"
@@ -44,7 +44,7 @@ _READERS: dict[str, Callable[[Any], object]] = {
     "Withdraw": lambda message: convert_serving.withdraw_from_proto(_NODE, message),
     "Serve": convert_serving.serve_up_from_proto,
     # Only an upload's first part says what it is.
-    "PutBlob": lambda part: convert.upload_from_proto(part) if part.digest else None,
+    "PutBlob": lambda part: convert_transfer.upload_from_proto(part) if part.digest else None,
 }
 
 

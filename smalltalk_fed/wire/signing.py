@@ -167,6 +167,7 @@ def _handed_out(run_id: str, node_id: str, incarnation: int, unit: Unit) -> dict
         "sample": unit.sample,
         **({"prices": [float(price) for price in unit.prices]} if unit.prices else {}),
         **({"redo": True} if unit.redo else {}),
+        **({"withdrawn": list(unit.withdrawn)} if unit.withdrawn else {}),
     }
 
 

@@ -177,6 +177,7 @@ def unit_to_proto(unit: Unit) -> pb.Unit:
         sample=unit.sample,
         prices=unit.prices,
         redo=unit.redo,
+        withdrawn=unit.withdrawn,
     )
 
 
@@ -192,7 +193,10 @@ def unit_from_proto(unit: pb.Unit) -> Unit:
     if len(unit.prices) > MAX_EXPERTS:
         raise TooLarge(f"a work unit has {len(unit.prices)} prices; at most {MAX_EXPERTS} can be")
     prices = tuple(number(price, "an expert's price") for price in unit.prices)
-    return Unit(key, inputs, start_step, weights, sample, prices, unit.redo)
+    withdrawn = tuple(unit.withdrawn)
+    if any(expert >= MAX_EXPERTS for expert in withdrawn) or len(set(withdrawn)) < len(withdrawn):
+        raise Malformed("a work unit names experts that have left which can't be, or one twice")
+    return Unit(key, inputs, start_step, weights, sample, prices, unit.redo, withdrawn)
 
 
 def result_to_proto(result: Result) -> pb.Result:

@@ -46,6 +46,8 @@ class Limits(BaseModel):
     up_mbit: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # of uploads, a second
     share: float = Field(default=1.0, ge=0.01, le=1)  # of the time, that this node computes
     weights: Literal["never", "operator", "public"] = "never"  # who may have a silo's experts
+    # In a private run, what its noised routers and counts may cost a sequence of this silo.
+    epsilon_at_most: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     model_folder: str = ""  # the only folder of a model that a run may begin its experts from
 
     @field_validator("up_mbit")
@@ -118,6 +120,7 @@ class Limits(BaseModel):
             f"computes {self.share:.0%} of the time" if self.share < 1 else "",
             f"may read the model in {self.model_folder}" if self.model_folder else "",
             f"experts of its own text: {self.weights}" if self.weights != "never" else "",
+            f"epsilon at most {self.epsilon_at_most:g}" if self.epsilon_at_most else "",
         ]
         return ", ".join(words for words in said if words) or "none set"
 

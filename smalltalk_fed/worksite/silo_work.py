@@ -60,6 +60,7 @@ class SiloWork:
             self.place.corpus,
             key.index,
             own,
+            without=self.unit.withdrawn,
             releases=self._releases(),
             work_folder=unit_folder(self.place, self.unit),
             device=self.device,
@@ -79,7 +80,7 @@ class SiloWork:
             self.place.corpus,
             key.index,
             key.turn,
-            self.inputs.routers(),
+            self.inputs.routers_left(),
             self._prices(),
             releases=self._releases(),
             cache_folder=scores_folder(self.place),
@@ -101,6 +102,7 @@ class SiloWork:
             seat,
             self.place.corpus,
             self._own(seat),
+            without=self.unit.withdrawn,
             device=self.device,
             should_stop=self.should_stop,
         )
@@ -130,10 +132,7 @@ class SiloWork:
         from smalltalk_fed.train.silo import evaluate_silo
 
         seat = self.unit.key.seat
-        experts = {
-            e: expert_folder_of(self.place, e) / WEIGHTS_FILE
-            for e in seat_experts(self._manifest.config)[seat]
-        }
+        experts = {e: expert_folder_of(self.place, e) / WEIGHTS_FILE for e in self._experts(seat)}
         for expert, path in experts.items():
             if not path.exists():
                 raise Refused(f"this node does not have the weights of expert {expert}")
@@ -143,7 +142,7 @@ class SiloWork:
         return evaluate_silo(
             self._manifest,
             self.place.corpus,
-            self.inputs.routers(),
+            self.inputs.routers_left(),
             self._prices(),
             experts,
             cache_folder=scores_folder(self.place),
@@ -165,9 +164,14 @@ class SiloWork:
         folder = given_folder(self.place)
         return silo_releases(self._manifest, self.unit.key.seat, self.place.corpus, folder)
 
+    def _experts(self, seat: int) -> list[int]:
+        """The seat's experts that the unit is done with: all but those that have left."""
+        own = seat_experts(self._manifest.config)[seat]
+        return [expert for expert in own if expert not in self.unit.withdrawn]
+
     def _own(self, seat: int) -> dict[int, bytes]:
         """The parameters of the seat's own routers."""
-        own = seat_experts(self._manifest.config)[seat]
+        own = self._experts(seat)
         return {expert: self.inputs.data(f"router-{expert}") for expert in own}
 
     def _prices(self) -> tuple[float, ...]:

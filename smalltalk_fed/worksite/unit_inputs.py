@@ -97,6 +97,14 @@ class UnitInputs:
         """The parameters of all routers, by expert."""
         return [self.data(f"router-{expert}") for expert in range(self.manifest.experts)]
 
+    def routers_left(self) -> list[bytes | None]:
+        """The same, with None for each expert that the unit is done without."""
+        gone = self.unit.withdrawn
+        return [
+            None if expert in gone else self.data(f"router-{expert}")
+            for expert in range(self.manifest.experts)
+        ]
+
     def _decoded(self, name: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
         try:
             return decode()

@@ -145,7 +145,7 @@ class _Work:
         result = shard(
             self.manifest,
             self.place.public or self.place.corpus,
-            self.inputs.routers(),
+            self.inputs.routers_left(),
             self.unit.key.index,
             weights=self.unit.weights,
             heldout=heldout,

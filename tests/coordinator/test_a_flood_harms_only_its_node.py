@@ -21,7 +21,7 @@ from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.wire import limits
-from smalltalk_fed.wire.convert import Upload, upload_to_proto
+from smalltalk_fed.wire.convert_transfer import Upload, upload_to_proto
 from smalltalk_fed.wire.limits import WAIT_KEY, RunLimits
 
 HONEST = 50

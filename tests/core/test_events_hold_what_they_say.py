@@ -7,6 +7,7 @@ import json
 import pytest
 
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.field_types import wrong_field
 from smalltalk_fed.core.phases import Phase, Trigger
 from smalltalk_fed.core.units import BlobRef
@@ -22,9 +23,9 @@ GOOD: list[ev.Event] = [
     ev.RoundAssigned(1, 2, (BLOB, BLOB), {"load_0": 1.5}),
     ev.AuditSettled(1.0, "shard/1", "good", "", {}, ("audit/1/shard/1",)),
     ev.NodeRevoked(1.0, "n-1", "lost"),
-    ev.SeatTaken(1.0, 2, "n-1", 900, 100, "c" * 64, "operator"),
-    ev.PricesMoved(1.0, 1, 0, (0.5, -2), {"off_diagonal": 0.25}),
-    ev.ExpertWithdrawn(1.0, 2, "n-1", "owner", "ours again", ("ab" * 32,)),
+    silo_ev.SeatTaken(1.0, 2, "n-1", 900, 100, "c" * 64, "operator"),
+    silo_ev.PricesMoved(1.0, 1, 0, (0.5, -2), {"off_diagonal": 0.25}),
+    silo_ev.ExpertWithdrawn(1.0, 2, "n-1", "owner", "ours again", ("ab" * 32,)),
 ]
 
 

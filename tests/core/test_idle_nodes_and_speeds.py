@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.core_world import FakeNode, World, make_manifest
 
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.dispatch import SPARE_QUESTIONS
 from smalltalk_fed.core.phases import Phase
@@ -113,7 +114,7 @@ def test_shares_follow_measured_speeds() -> None:
         FakeNode(world, "fast", tokens_per_s=300.0).enrol().join(),
     ]
     job = world.jobs[0]
-    assert isinstance(job, msg.AssignJob) and job.weights == ()  # nothing is measured yet
+    assert isinstance(job, jmsg.AssignJob) and job.weights == ()  # nothing is measured yet
     world.finish_job()
     for node in nodes:
         node.poll()
@@ -121,7 +122,7 @@ def test_shares_follow_measured_speeds() -> None:
     for node in nodes:
         node.done()
     job = world.jobs[0]
-    assert isinstance(job, msg.AssignJob)
+    assert isinstance(job, jmsg.AssignJob)
     assert job.weights == pytest.approx([speeds[e] / 200.0 for e in (0, 1)])
     world.finish_job()
     for node in nodes:
@@ -142,7 +143,7 @@ def test_no_share_follows_a_speed_that_is_out_of_all_proportion() -> None:
     for node in nodes:
         node.done()
     job = world.jobs[0]
-    assert isinstance(job, msg.AssignJob)
+    assert isinstance(job, jmsg.AssignJob)
     assert min(job.weights) == pytest.approx(1 / 8)
     assert max(job.weights) <= 8
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from support.core_world import FakeNode, World, make_manifest
 
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.units import UnitKey
@@ -45,7 +46,7 @@ def test_a_division_is_computed_again_from_the_same_scores() -> None:
     assigned = world.coordinator.state.rounds[2]
     lose(world, assigned.shares[1].digest)
     job = world.jobs[0]
-    assert isinstance(job, msg.AssignJob) and job.round == 2 and len(job.scores) == 2
+    assert isinstance(job, jmsg.AssignJob) and job.round == 2 and len(job.scores) == 2
     assert not {ref.digest for ref in job.scores} & set(world.released)
     world.finish_job()
     assert world.coordinator.state.rounds[2].shares == assigned.shares
@@ -69,7 +70,7 @@ def test_segments_are_computed_again_while_experts_are_trained() -> None:
     assert segments
     lose(world, segments.segments[0].digest)
     assert world.coordinator.state.phase is Phase.TRAINING
-    assert isinstance(world.jobs[0], msg.SegmentsJob)
+    assert isinstance(world.jobs[0], jmsg.SegmentsJob)
     world.finish_job()
     again = world.coordinator.state.segments
     assert again and again.segments == segments.segments

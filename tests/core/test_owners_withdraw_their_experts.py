@@ -7,6 +7,7 @@ from support.core_world import FakeNode, World, make_manifest
 
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core import snapshot
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import needed_blobs
@@ -67,7 +68,7 @@ def test_an_owner_withdraws_what_it_trained_and_nothing_is_kept_of_it() -> None:
     said = run.answer(msg.Withdraw((0,), node.node_id, True, "ours again"))
     assert said == msg.Done("expert 0 left the mixture")
     gone = run.journal[-1]
-    assert isinstance(gone, ev.ExpertWithdrawn)
+    assert isinstance(gone, silo_ev.ExpertWithdrawn)
     assert (gone.expert, gone.node_id, gone.by) == (0, node.node_id, "owner")
     assert gone.reason == "ours again"
     assert {ref.digest for ref in (*trained, router)} <= set(run.released)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.core_world import FakeNode, World, blob
-from support.silo_world import private_manifest, silo, steps, three_silos, work
+from support.core_world import World, blob
+from support.silo_world import private_manifest, silo, steps, three_silos, work, work_until
 
+from smalltalk_fed.core import handout, silos
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core import silos
-from smalltalk_fed.core.events import SeatTaken, UnitAccepted
+from smalltalk_fed.core.events import UnitAccepted
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import needed_blobs
+from smalltalk_fed.core.silo_events import SeatTaken
 from smalltalk_fed.core.snapshot import from_json, to_json
 from smalltalk_fed.core.units import Result, UnitKey
 from smalltalk_fed.errors import Refused
@@ -243,7 +245,7 @@ def test_public_text_is_divided_by_all_routers_before_the_experts_train() -> Non
     shards = [f"shard/{index}" for index in range(3)]  # of ten sequences; none of held-out text
     assert [key.unit_id for key in world.coordinator.state.open] == shards
     work(world, nodes, "training")
-    assert isinstance(world.asked_for[-1], msg.SegmentsJob)
+    assert isinstance(world.asked_for[-1], jmsg.SegmentsJob)
     nodes[2].poll()
     assert nodes[2].unit
     names = [ref.name for ref in nodes[2].unit.inputs]
@@ -275,7 +277,7 @@ def test_lost_segments_of_public_text_are_made_again() -> None:
     assert segments
     lost = segments.segments[0].digest
     world._settle(world.coordinator.blob_damaged(lost, "damaged", world.now))
-    assert isinstance(world.asked_for[-1], msg.SegmentsJob)
+    assert isinstance(world.asked_for[-1], jmsg.SegmentsJob)
     assert world.coordinator.state.segments
     work(world, nodes, "finished")
 
@@ -328,6 +330,17 @@ def test_only_public_experts_go_to_other_silos(world: World) -> None:
     assert unit is not None
     names = [ref.name for ref in unit.inputs if not ref.name.startswith("router-")]
     assert names == ["weights-0"]
+
+
+def test_an_owner_that_keeps_an_expert_after_all_is_obeyed_from_then_on(world: World) -> None:
+    a, b, _ = nodes = three_silos(world, share="public")
+    work_until(world, nodes, "evaluate_silo/1")
+    assert b.unit and b.unit.input("weights-0")
+    a.share, a.incarnation, a.unit, a.question = "never", 2, None, 0
+    a.join()
+    given = handout.unit(world.coordinator.state, UnitKey.parse("evaluate_silo/1"))
+    assert given.input("weights-0") is None
+    assert given.input("weights-2")
 
 
 def test_what_is_not_public_is_for_its_own_node_alone(world: World) -> None:
@@ -434,19 +447,3 @@ def test_a_lost_router_of_the_present_block_is_trained_again(world: World) -> No
     assert nodes[1].unit and nodes[1].unit.unit_id == "silo_block/1/1"
     nodes[0].question = 0
     work(world, nodes, "finished", turns=1000)
-
-
-def work_until(world: World, nodes: list[FakeNode], unit_id: str) -> None:
-    """Until the node that it is for has this unit at hand."""
-    for _ in range(200):
-        for node in nodes:
-            node.look()
-            if node.unit and node.unit.unit_id == unit_id:
-                return
-            if node.unit:
-                node.done()
-            elif node.question == 0 or node.question in world.answers:
-                node.poll()
-            if node.unit and node.unit.unit_id == unit_id:
-                return
-    raise AssertionError(f"{unit_id} was not handed out")

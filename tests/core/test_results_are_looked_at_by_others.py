@@ -18,6 +18,7 @@ from support.audit_world import (
 )
 from support.core_world import FakeNode, World, make_manifest
 
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.draws import draw
 from smalltalk_fed.core.events import AuditSettled, UnitAccepted
@@ -79,7 +80,7 @@ def test_nothing_is_looked_at_where_the_rate_is_zero() -> None:
     world.do_jobs = False
     for _ in range(3):
         turn(nodes)
-        if world.jobs and isinstance(world.jobs[0], msg.AssignJob) and world.jobs[0].round == 2:
+        if world.jobs and isinstance(world.jobs[0], jmsg.AssignJob) and world.jobs[0].round == 2:
             assert world.jobs[0].checked == (0, 1)
             break
         if world.jobs:
@@ -177,7 +178,7 @@ def test_experts_that_stay_home_are_not_looked_at() -> None:
 def test_the_judge_is_told_the_sample_the_outputs_and_what_was_measured_of_others() -> None:
     world, nodes = audited("abc")
     drive(world, nodes)
-    jobs = [job for job in world.asked_for if isinstance(job, msg.JudgeJob)]
+    jobs = [job for job in world.asked_for if isinstance(job, jmsg.JudgeJob)]
     first, second = (job for job in jobs if job.target.key.kind is UnitKind.TRAIN_EXPERT)
     assert [ref.name for ref in first.outputs] == ["config", "weights"]
     assert first.sample > 0

@@ -17,7 +17,7 @@ from support.flower_silos import (
     private_run_folder,
     text_of,
 )
-from support.local_silos import finish_private_run
+from support.silo_run import run_silos
 
 from smalltalk_fed.core.events import SeatTaken, UnitAccepted
 from smalltalk_fed.data.corpus import TokenCorpus
@@ -35,7 +35,7 @@ def native(
     """The same over the tokens that the Flower nodes made of their texts."""
     folder = private_run_folder(tmp_path_factory.mktemp("native") / "run", silos.texts)
     texts = [text_of(silos.path / name) for name in SILOS]
-    finish_private_run(folder, texts, WEIGHTS, public)
+    run_silos(folder, texts, weights=WEIGHTS, public=public)
     return what_came(folder)
 
 

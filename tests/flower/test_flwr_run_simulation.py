@@ -12,7 +12,7 @@ import pytest
 from support.flower_runs import what_came
 from support.flower_silos import SILOS, private_run_folder, text_of
 from support.local_run import finish_run, make_run_folder
-from support.local_silos import finish_private_run
+from support.silo_run import run_silos
 from support.tiny_run import tiny_toml
 
 from smalltalk_fed.data.corpus import TokenCorpus
@@ -94,5 +94,6 @@ def test_simulated_silos_have_a_file_each_and_give_the_same_private_run(
     assert "suffix_ppl" in said
     nodes = [tmp_path / "run-nodes" / f"node-{seat}" for seat in range(len(SILOS))]
     folder = private_run_folder(tmp_path / "native" / "run", public.folder.parent)
-    finish_private_run(folder, [text_of(node) for node in nodes], ("operator",) * 3, public)
+    texts = [text_of(node) for node in nodes]
+    run_silos(folder, texts, weights=("operator",) * 3, public=public)
     assert what_came(RunFolder.open(tmp_path / "run")) == what_came(folder)

@@ -28,7 +28,7 @@ from smalltalk_fed.errors import UserError
 from smalltalk_fed.host.folder import read_corpus_manifest
 from smalltalk_fed.host.tokenizer_files import take_tokenizer
 from smalltalk_fed.mixture.package import ExpertEntry, MixtureManifest, RouterEntry, read_mixture
-from smalltalk_fed.wire import convert
+from smalltalk_fed.wire import convert, convert_transfer
 from smalltalk_fed.wire.egress_record import entry, read_record, undeclared, uploads
 from smalltalk_fed.wire.token import PREFIX, JoinToken, decode_token, encode_token
 from smalltalk_fed.worksite.identity import Identity, NodeFolder
@@ -211,7 +211,9 @@ def _limits(data: bytes) -> object:
 
 def _good_record() -> bytes:
     leave = convert.leave_to_proto(msg.Leave("n-1", 7, "Ctrl-C")).SerializeToString()
-    part = convert.upload_to_proto(convert.Upload(blob("scores", "s"), "shard/1", 0), b"s")
+    part = convert_transfer.upload_to_proto(
+        convert_transfer.Upload(blob("scores", "s"), "shard/1", 0), b"s"
+    )
     sent = [("Leave", leave, 0), ("PutBlob", part.SerializeToString(), 3)]
     return b"".join(entry(1.5, call, data, stream) for call, data, stream in sent)
 

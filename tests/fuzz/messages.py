@@ -21,6 +21,7 @@ from support.silo_world import private_manifest
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.core import events as ev
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.catalogue import outputs_of, size_limit
 from smalltalk_fed.core.leases import Leases
 from smalltalk_fed.core.phases import Phase, Trigger
@@ -30,7 +31,7 @@ from smalltalk_fed.core.units import BlobRef, Result, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import PeerError
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.telemetry.ledger import kind_of
-from smalltalk_fed.wire import convert, convert_admin
+from smalltalk_fed.wire import convert, convert_admin, convert_transfer
 from smalltalk_fed.wire import convert_measuring as measuring
 from smalltalk_fed.wire import convert_serving as serving
 from smalltalk_fed.wire.certificates import (
@@ -87,7 +88,7 @@ def _private_state() -> HardState:
     """A private run at its first counts; every seat is of the node that the messages are from."""
     state = HardState(private_manifest())
     for seat in range(3):
-        state.apply(ev.SeatTaken(1.0, seat, "n-1", 20, 6, "c" * 64, "never"))
+        state.apply(silo_ev.SeatTaken(1.0, seat, "n-1", 20, 6, "c" * 64, "never"))
     state.apply(ev.PhaseChanged(1.0, Trigger.ENOUGH_NODES, Phase.ROUTING, "enough"))
     for key in list(state.phase_units()):
         outputs = tuple(blob(name, name) for name in outputs_of(state.manifest, key))
@@ -155,7 +156,11 @@ def _requests() -> list[tuple[type[Message], Read, list[Message]]]:
         (
             pb.BlobPart,
             _upload,
-            [convert.upload_to_proto(convert.Upload(ref, "router_round/0/1", 0), b"p")],
+            [
+                convert_transfer.upload_to_proto(
+                    convert_transfer.Upload(ref, "router_round/0/1", 0), b"p"
+                )
+            ],
         ),
         (
             pb.GetBlobRequest,
@@ -294,7 +299,7 @@ def _exchange(message: pb.ExchangeRequest) -> object:
 
 
 def _upload(part: pb.BlobPart) -> object:
-    announced = convert.upload_from_proto(part)
+    announced = convert_transfer.upload_from_proto(part)
     manifest: RunManifest = states()[0].manifest
     name, key = announced.ref.name, UnitKey.parse(announced.unit_id)
     return name in outputs_of(manifest, key), size_limit(manifest, name), kind_of(name)

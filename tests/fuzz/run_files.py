@@ -13,6 +13,7 @@ from fuzz.place import place, written
 from support.core_world import blob, make_manifest
 
 from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core import snapshot
 from smalltalk_fed.errors import UserError, WorldError
 from smalltalk_fed.host.folder import RunFolder
@@ -74,8 +75,8 @@ def _events() -> tuple[bytes, ...]:
         ev.InviteMade(1.0, "a" * 64, 9.0, 1, "box"),
         ev.RoundAssigned(2.0, 1, (blob("share", "0"),), {"load_0": 5.0}),
         accepted,
-        ev.SeatTaken(1.0, 2, "n-1", 900, 100, "c" * 64, "operator"),
-        ev.PricesMoved(1.0, 1, 0, (0.5, -2.0), {"off_diagonal": 0.25}),
+        silo_ev.SeatTaken(1.0, 2, "n-1", 900, 100, "c" * 64, "operator"),
+        silo_ev.PricesMoved(1.0, 1, 0, (0.5, -2.0), {"off_diagonal": 0.25}),
     ]
     return tuple(b" ".join(part.encode() for part in ev.to_json(event)) for event in some)
 

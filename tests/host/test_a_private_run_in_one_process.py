@@ -5,53 +5,17 @@ Random text, models that train in milliseconds: what comes out is the oracle's, 
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from support.leaks import Haystack, token_pieces
-from support.local_run import ADDRESSES
-from support.local_silos import Silo, finish_private_run
-from support.tiny_run import LENGTH, SHAPE, VOCABULARY, write_tiny_corpus
+from support.silo_run import WEIGHTS, Silo, make_folder, run_silos, tiny_texts
 
-from smalltalk_fed.config.loading import parse_config
+from smalltalk_fed.core.units import UnitKind
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.host.folder import RunFolder
 from smalltalk_fed.mixture.package import MixtureManifest, present_experts, read_mixture
 from smalltalk_fed.train.private_em import run_private_em
 from smalltalk_fed.wire.egress import blob_kind, figure_is_declared, may_leave
-
-WEIGHTS = ("operator", "never", "public")  # by seat
-
-
-def make_folder(path: Path) -> RunFolder:
-    """A run of four experts on three seats."""
-    tokenizer = path / "tokenizer.json"
-    vocabulary = {f"t{index}": index for index in range(VOCABULARY)}
-    tokenizer.write_text(json.dumps({"model": {"vocab": vocabulary}}))
-    optimizer = {"learning_rate": 0.01, "clip": 1.0}
-    table = {
-        "run": {"experts": 4, "regime": "private", "poll_s": 1.0},
-        "sequence": {"length": LENGTH, "prefix": 8},
-        "router": {
-            "model": SHAPE,
-            "rounds": 3,
-            "chunk_sequences": 40,
-            "batch_sequences": 8,
-            "optimizer": optimizer,
-        },
-        "expert": {"model": SHAPE, "steps": 4, "batch_sequences": 4, "optimizer": optimizer},
-        "private": {
-            "experts_of": [1, 1, 2],
-            "exchange_rounds": 2,
-            "price_rounds": 3,
-            "count_floor": 1,
-        },
-        "compute": {"threads": 1, "score_batch": 16},
-    }
-    config = parse_config(table, "test")
-    return RunFolder.create(path / "run", config, "", tokenizer, ADDRESSES, now=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +25,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> list[TokenCorpus]:
-    place = tmp_path_factory.mktemp("texts")
-    return [write_tiny_corpus(place / str(seed), seed) for seed in range(3)]
+    return tiny_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")
 def silos(folder: RunFolder, texts: list[TokenCorpus]) -> list[Silo]:
     """The silos of a run that was taken to its end."""
-    return finish_private_run(folder, texts, WEIGHTS)
+    return run_silos(folder, texts)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +69,20 @@ def test_the_mixture_says_how_it_came_out(mixture: MixtureManifest) -> None:
     assert metrics["prices"]["turn"] == 2
     assert metrics["heldout"]["suffix_ppl"] > 1
     assert len(metrics["heldout"]["silos"]) == 3
+
+
+def test_a_silos_text_is_evaluated_by_its_own_experts_and_public_ones_alone(
+    silos: list[Silo],
+) -> None:
+    """Others' weights stay where they are: what they would win is `elsewhere`."""
+    for silo in silos:
+        (unit, done) = next(
+            each for each in silo.handed_in if each[0].key.kind is UnitKind.EVALUATE_SILO
+        )
+        lent = {ref.name for ref in unit.inputs if ref.name.startswith("weights-")}
+        assert lent == (set() if silo.seat == 2 else {"weights-2", "weights-3"})
+        here = done.figures.get("sequences", 0)
+        assert here + done.figures["elsewhere"] == len(silo.place.corpus.heldout)
 
 
 def test_what_is_handed_in_is_declared_and_holds_no_text(silos: list[Silo]) -> None:

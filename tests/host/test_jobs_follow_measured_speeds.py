@@ -7,7 +7,12 @@ import pytest
 from support.tiny_run import tiny_manifest, write_tiny_corpus
 
 from smalltalk_fed.config.manifest import RunManifest
-from smalltalk_fed.core.messages import AssignJob, JobFailed, JobFinished, SegmentsJob
+from smalltalk_fed.core.job_messages import (
+    AssignJob,
+    JobFailed,
+    JobFinished,
+    SegmentsJob,
+)
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.jobs import capacity, run_job

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.opinions import CHUNK, audit_manifest, honest_opinion
 
-from smalltalk_fed.core.messages import JudgeJob
+from smalltalk_fed.core.job_messages import JudgeJob
 from smalltalk_fed.core.units import Unit, UnitKey
 from smalltalk_fed.errors import DamagedBlob
 from smalltalk_fed.host.blobs import BlobStore

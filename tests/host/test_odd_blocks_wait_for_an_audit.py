@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.opinions import audit_manifest
 
-from smalltalk_fed.core.messages import AssignJob, JobFinished, Suspects
+from smalltalk_fed.core.job_messages import AssignJob, JobFinished, Suspects
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.jobs import run_job
 from smalltalk_fed.mixture.scores import encode_scores

@@ -10,7 +10,7 @@ from support.silo_world import private_manifest
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.config.private import seat_experts
-from smalltalk_fed.core.messages import JobFailed, JobFinished, PricesJob
+from smalltalk_fed.core.job_messages import JobFailed, JobFinished, PricesJob
 from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.errors import DamagedBlob
 from smalltalk_fed.host.blobs import BlobStore
@@ -27,7 +27,8 @@ def rows(counts: tuple[tuple[int, ...], ...] = ROWS) -> list[np.ndarray]:
 
 def job_over(blobs: BlobStore, data: list[bytes]) -> PricesJob:
     refs: tuple[BlobRef, ...] = tuple(blobs.put("counts", each) for each in data)
-    return PricesJob("prices/1/0", 1, 0, refs, TRAIN, HELDOUT, PRICES)
+    experts = ((0,), (1,), (2, 3))
+    return PricesJob("prices/1/0", 1, 0, (0, 1, 2), experts, refs, TRAIN, HELDOUT, PRICES)
 
 
 @pytest.fixture
@@ -64,6 +65,40 @@ def test_a_row_that_cannot_be_used_is_named(
     failed = run_job(manifest, job, tmp_path)
     assert isinstance(failed, JobFailed)
     assert failed.culprit == "count/1/1/0"
+
+
+def test_of_who_has_left_nothing_is_counted_and_the_price_stays(
+    manifest: RunManifest, tmp_path: Path
+) -> None:
+    """Seat 0, and expert 3 of seat 2; the rows were counted while both were there."""
+    left = (20, 10, 30, 20), (0, 40, 0, 0)
+    blobs = BlobStore(tmp_path)
+    data = [encode_counts(row) for row in rows((left[1], left[0]))]
+    refs = tuple(blobs.put("counts", each) for each in data)
+    sizes = ((200, 300), (40, 80))
+    job = PricesJob("prices/2/0/2", 2, 0, (1, 2), ((1,), (2,)), refs, *sizes, PRICES)
+    done = run_job(manifest, job, tmp_path)
+    assert isinstance(done, JobFinished)
+    prices = [done.figures[f"price_{e}"] for e in range(4)]
+    assert (prices[0], prices[3]) == (PRICES[0], PRICES[3])
+    # Of seat 2's row 10 and 30 count: a quarter goes to expert 1, whose own part is 2/5.
+    step = manifest.config.private.price_step
+    assert prices[1] == pytest.approx(PRICES[1] + step * (2 / 5 + 3 / 5 / 4 - 2 / 5))
+    assert prices[2] == pytest.approx(PRICES[2] + step * (3 / 5 * 3 / 4 - 3 / 5))
+    assert (done.figures["counted_2"], done.figures["away_2"]) == (40, 10)
+    assert "counted_0" not in done.figures
+
+
+def test_a_bad_row_of_who_is_left_is_named_by_its_seat(
+    manifest: RunManifest, tmp_path: Path
+) -> None:
+    blobs = BlobStore(tmp_path)
+    refs = tuple(blobs.put("counts", each) for each in (encode_counts(rows()[1]), b"no row"))
+    sizes = ((200, 300), (40, 40))
+    job = PricesJob("prices/2/0/1", 2, 0, (1, 2), ((1,), (2, 3)), refs, *sizes, PRICES)
+    failed = run_job(manifest, job, tmp_path)
+    assert isinstance(failed, JobFailed)
+    assert failed.culprit == "count/2/2/0"
 
 
 def test_a_row_that_is_gone_is_our_own_matter(manifest: RunManifest, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from smalltalk_coordinator.cli import app
 from support.planted_run import Planted
 from typer.testing import CliRunner
 
-from smalltalk_fed.core import events as ev
+from smalltalk_fed.core import silo_events as silo_ev
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.retention import blobs_of_expert
 from smalltalk_fed.core.state import ROUNDS_KEPT, HardState
@@ -114,7 +114,7 @@ def test_what_a_crash_left_of_it_goes_at_the_next_start(run: RunFolder) -> None:
     gone = only_of(run, 1)
     owner = state.finished["train_expert/1"].node_id
     journal = Journal(run.journal, create=False)
-    event = ev.ExpertWithdrawn(
+    event = silo_ev.ExpertWithdrawn(
         state.last_at, 1, owner, "owner", "ours again", blobs_of_expert(state, 1)
     )
     journal.append([event])  # and then the power failed

@@ -123,6 +123,25 @@ def test_prices_move_as_the_naive_twins_do(exchange):
     assert figures["silent_seats"] == sum((row == WITHHELD).all() for row in rows)
 
 
+@given(exchanges(), st.data())
+def test_those_who_have_left_are_as_if_they_had_never_been(exchange, data):
+    prices, rows, seats, sequences, step = exchange
+    every = range(len(prices))
+    gone = data.draw(st.sets(st.sampled_from(every), max_size=len(prices) - 1))
+    left = [(k, [e for e in seats[k] if e not in gone]) for k in range(len(seats))]
+    left = [(k, own) for k, own in left if own]
+    there = [e for e in every if e not in gone]
+    here = [k for k, _ in left]
+    rows = np.where(np.isin(every, there), rows, WITHHELD).astype(np.uint32)[here]
+    sequences = [sequences[k] for k in here]
+    moved, figures = move_prices(prices, rows, [own for _, own in left], sequences, step)
+    small = [[there.index(e) for e in own] for _, own in left]
+    alone, as_alone = move_prices(np.array(prices)[there], rows[:, there], small, sequences, step)
+    assert moved[there].tolist() == alone.tolist()
+    assert [moved[e] for e in gone] == [prices[e] for e in gone]
+    assert figures == as_alone
+
+
 def test_silos_that_show_nothing_move_nothing():
     rows = np.full((2, 2), WITHHELD, np.uint32)
     moved, figures = move_prices([1.0, 2.0], rows, [range(1), range(1, 2)], [5, 6], 10.0)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from smalltalk_fed.core import admission, retention
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.coordinator import Coordinator
 from smalltalk_fed.core.dispatch import Dispatcher
@@ -82,8 +83,8 @@ def test_leasing_anew_at_once_after_a_restart() -> None:
 
 def test_a_segment_that_is_named_twice() -> None:
     class Muddled(Coordinator):
-        def job_done(self, outcome: msg.JobFinished | msg.JobFailed, now: float) -> Ready:
-            if isinstance(outcome, msg.JobFinished) and outcome.job_id == "segments":
+        def job_done(self, outcome: jmsg.JobFinished | jmsg.JobFailed, now: float) -> Ready:
+            if isinstance(outcome, jmsg.JobFinished) and outcome.job_id == "segments":
                 first, *others = outcome.outputs
                 outcome = replace(outcome, outputs=(first, first, *others[1:]))
             return super().job_done(outcome, now)
@@ -215,7 +216,7 @@ def test_a_worker_that_is_blamed_for_what_its_accuser_says(monkeypatch: Plant) -
 
     real = contents.judge
 
-    def hasty(job: msg.JudgeJob, blobs: Any) -> msg.Judged:
+    def hasty(job: jmsg.JudgeJob, blobs: Any) -> jmsg.Judged:
         judged = real(job, blobs)
         one = judged.verdict == "open" and len(job.opinions) == 1
         return replace(judged, verdict="bad") if one else judged

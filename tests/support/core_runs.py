@@ -7,26 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import math
 import random
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
 from support import naive_scheduling as naive
+from support.core_rules import NODES, Steps
 from support.core_world import FakeNode, World, make_manifest
 
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.events import BlobLost, NodeQuarantined, UnitAccepted, UnitRejected
 from smalltalk_fed.core.phases import WORKING, Phase
-from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.core.scheduling import matches
-from smalltalk_fed.core.snapshot import from_json, to_json
 from smalltalk_fed.core.units import UnitKey, UnitKind
-from smalltalk_fed.errors import Forbidden, PeerError
-
-NODES = st.integers(0, 3)
-
+from smalltalk_fed.errors import PeerError
 
 INVARIANTS = (
     "no_unit_is_accepted_twice",
@@ -36,14 +30,15 @@ INVARIANTS = (
     "nothing_rests_on_what_is_being_looked_at",
     "no_more_live_leases_than_allowed_copies",
     "hard_state_is_the_fold_of_the_journal",
+    "open_units_are_those_that_nobody_has_finished",
     "free_units_are_the_open_ones_that_nobody_holds",
     "nobody_waits_for_what_is_there",
     "the_deadline_is_no_later_than_a_look_at_everything_says",
 )
 
 
-class Runs(RuleBasedStateMachine):
-    """Four nodes that work, stall, restart, repeat themselves; a coordinator that restarts."""
+class Runs(Steps):
+    """Four nodes, one of which may lie, and results that others look at."""
 
     @initialize(
         seed=st.booleans(),
@@ -62,107 +57,26 @@ class Runs(RuleBasedStateMachine):
             for i, name in enumerate("abcd")
         ]
 
-    @rule(which=NODES, fraction=st.sampled_from([0.01, 0.1, 0.2, 0.9]))
-    def ask(self, which: int, fraction: float) -> None:
-        node = self.nodes[which]
-        node.look()
-        with contextlib.suppress(PeerError):
-            node.beat(fraction) if node.unit else node.poll()
-        order = node.look()
-        if order and node.unit and order.cancel == node.unit.unit_id:
-            node.unit = order.unit
-
     @rule(which=NODES, units=st.integers(1, 4), truly=st.booleans())
     def finish(self, which: int, units: int, truly: bool) -> None:
         """Do a few units on end."""
-        node = self.nodes[which]
+        node = self.node(which)
         node.lies = node.name == self.liar and not truly
         node.says = "it is bad" if node.lies else "what is true"
-        for _ in range(units):
-            with contextlib.suppress(PeerError):
-                if not node.unit and not (node.question and node.look() is None):
-                    node.poll()
-                if node.unit:
-                    node.done()
-                node.look()
+        self.finish_some(node, units)
 
     @rule(which=NODES, step=st.integers(1, 49))
     def collect(self, which: int, step: int) -> None:
-        node = self.nodes[which]
+        node = self.node(which)
         node.look()
         if node.unit and node.unit.unit_id.startswith("train_expert"):
             with contextlib.suppress(PeerError):
                 node.beat(collected=node.state_at(max(step, node.unit.start_step + 1)))
-            order = node.look()
-            if order and node.unit and order.cancel == node.unit.unit_id:
-                node.unit = order.unit
-
-    @rule()
-    def pause_or_resume(self) -> None:
-        paused = self.world.coordinator.state.phase is Phase.PAUSED
-        with contextlib.suppress(PeerError):
-            self.world.ask(msg.Resume() if paused else msg.Pause())
-
-    @rule(which=st.integers(0, 99))
-    def lose_a_blob(self, which: int) -> None:
-        needed = sorted(needed_blobs(self.world.coordinator.state))
-        if needed:
-            coordinator, now = self.world.coordinator, self.world.now
-            digest = needed[which % len(needed)]
-            self.world._settle(coordinator.blob_damaged(digest, "damaged", now))
-
-    @rule(which=NODES)
-    def fail(self, which: int) -> None:
-        node = self.nodes[which]
-        node.look()
-        if node.unit and len(self.world.coordinator.leases.failures.get(node.unit.key, ())) < 4:
-            failure = msg.Failure(node.unit.unit_id, "bad luck")
-            node.unit = None
-            with contextlib.suppress(PeerError):
-                node.poll(failed=failure)
-
-    @rule(which=NODES)
-    def restart_node(self, which: int) -> None:
-        node = self.nodes[which]
-        node.incarnation += 1
-        node.unit, node.question = None, 0
-        with contextlib.suppress(Forbidden):
-            node.join()
+            self.hear(node)
 
     @rule(which=NODES)
     def readmit(self, which: int) -> None:
-        self.world.ask(msg.Readmit(self.nodes[which].node_id))
-
-    @rule(which=NODES)
-    def leave(self, which: int) -> None:
-        node = self.nodes[which]
-        node.unit = None
-        with contextlib.suppress(PeerError):
-            self.world.ask(msg.Leave(node.node_id, node.incarnation))
-
-    @rule(seconds=st.sampled_from([0.1, 3.0, 11.0, 25.0]))
-    def wait(self, seconds: float) -> None:
-        self.world.advance(seconds)
-
-    @rule()
-    def restart_coordinator(self) -> None:
-        self.world.restart()
-        for node in self.nodes:
-            node.question = 0
-            with contextlib.suppress(Forbidden):
-                node.join()
-
-    @invariant()
-    def no_unit_is_accepted_twice(self) -> None:
-        counts: set[str] = set()
-        for event in self.world.journal:
-            if isinstance(event, UnitAccepted):
-                assert event.unit_id not in counts
-                counts.add(event.unit_id)
-            elif isinstance(event, UnitRejected | BlobLost):
-                counts.discard(event.unit_id)
-            elif isinstance(event, NodeQuarantined):
-                counts -= set(event.undone)
+        self.world.ask(msg.Readmit(self.node(which).node_id))
 
     @invariant()
     def nobody_looks_at_its_own_work_or_twice_at_another_s(self) -> None:
@@ -210,22 +124,12 @@ class Runs(RuleBasedStateMachine):
             assert all(leases.by_node[lease.node_id] is lease for lease in held)
 
     @invariant()
-    def hard_state_is_the_fold_of_the_journal(self) -> None:
-        fresh = World(self.world.manifest)
-        for event in self.world.journal:
-            fresh.coordinator.apply(event)
-        state = self.world.coordinator.state
-        assert fresh.coordinator.state == state
-        assert from_json(self.world.manifest, json.loads(json.dumps(to_json(state)))) == state
-
-    @invariant()
     def free_units_are_the_open_ones_that_nobody_holds(self) -> None:
         coordinator = self.world.coordinator
         state = coordinator.state
         dispatch = coordinator._dispatch
         free = set(naive.free_units(state, coordinator.leases))
         assert {*dispatch.free(), *dispatch.free_audits()} == free
-        assert set(state.open) == {k for k in state.phase_units() if not state.is_finished(k)}
         assert state.joined == sum(n.takes_part for n in state.nodes.values())
         assert set(state.unsettled) == {a.unit_id for a in state.audits.values() if not a.verdict}
 
@@ -250,24 +154,8 @@ class Runs(RuleBasedStateMachine):
     def teardown(self) -> None:
         """If all nodes come back and lie no more, the run ends."""
         for node in self.nodes:
-            node.incarnation += 1
-            node.unit, node.question, node.lies, node.says = None, 0, False, "what is true"
-            with contextlib.suppress(Forbidden):
-                node.join()
-        for _ in range(400):
-            if self.world.coordinator.state.phase in (Phase.FINISHED, Phase.FAILED):
-                return
-            if self.world.coordinator.state.phase is Phase.PAUSED:
-                self.world.ask(msg.Resume())
-            for node in self.nodes:
-                node.look()
-                with contextlib.suppress(PeerError):
-                    if node.unit:
-                        node.done()
-                    elif node.question == 0 or node.question in self.world.answers:
-                        node.poll()
-            self.world.advance(1.0)
-        raise AssertionError(f"stuck in {self.world.coordinator.state.phase}")
+            node.lies, node.says = False, "what is true"
+        super().teardown()
 
 
 # How often a walk takes which step; the arguments are drawn from the rules' own ranges.

@@ -10,6 +10,7 @@ from typing import Any
 
 from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.catalogue import outputs_of
 from smalltalk_fed.core.coordinator import Coordinator, Ready
@@ -62,7 +63,7 @@ def honest(manifest: RunManifest, unit_id: str) -> tuple[BlobRef, ...]:
     return tuple(blob(name, f"{unit_id}/{name}") for name in names)
 
 
-def judge(manifest: RunManifest, job: msg.JudgeJob) -> msg.Judged:
+def judge(manifest: RunManifest, job: jmsg.JudgeJob) -> jmsg.Judged:
     """As the real one: one opinion may find a result good, two that agree decide."""
     target = job.target.unit_id
     by_content: dict[str, list[str]] = {}
@@ -71,7 +72,7 @@ def judge(manifest: RunManifest, job: msg.JudgeJob) -> msg.Judged:
     largest = max(by_content.values(), key=len)
     agreed = len(largest) > 1
     if not agreed and len(job.opinions) > 1:
-        return msg.Judged(job.job_id, "open", "no two opinions agree")
+        return jmsg.Judged(job.job_id, "open", "no two opinions agree")
     said = next(d for d, unit_ids in by_content.items() if unit_ids is largest)
     good = {
         blob("audit", f"{target}: what is true").digest: job.outputs == honest(manifest, target),
@@ -79,7 +80,7 @@ def judge(manifest: RunManifest, job: msg.JudgeJob) -> msg.Judged:
     }.get(said, False)
     wrong = tuple(u for u, _ in job.opinions if u not in largest) if agreed else ()
     verdict = "good" if good else "bad" if agreed else "open"
-    return msg.Judged(job.job_id, verdict, "seen" if good else "it is not so", {"x": 1.0}, wrong)
+    return jmsg.Judged(job.job_id, verdict, "seen" if good else "it is not so", {"x": 1.0}, wrong)
 
 
 @dataclass
@@ -96,8 +97,8 @@ class World:
     loads: tuple[float, ...] = ()  # of experts, as jobs report them; 5 each
     secret: bytes = b"drawn with this"
     odd: dict[str, str] = field(default_factory=dict)  # units that the next division suspects
-    jobs: list[msg.Job] = field(default_factory=list)
-    asked_for: list[msg.Job] = field(default_factory=list)  # all jobs ever
+    jobs: list[jmsg.Job] = field(default_factory=list)
+    asked_for: list[jmsg.Job] = field(default_factory=list)  # all jobs ever
     _conversations: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
@@ -139,30 +140,34 @@ class World:
         job = self.jobs.pop(0)
         self._settle(self.coordinator.job_done(self._outcome(job), self.now))
 
-    def _outcome(self, job: msg.Job) -> msg.Outcome:
-        if isinstance(job, msg.JudgeJob):
+    def _outcome(self, job: jmsg.Job) -> jmsg.Outcome:
+        if isinstance(job, jmsg.JudgeJob):
             return judge(self.manifest, job)
-        if isinstance(job, msg.PricesJob):
-            moved = {f"price_{e}": price + e + 1 for e, price in enumerate(job.prices)}
-            return msg.JobFinished(job.job_id, (), moved | {"off_diagonal": 0.25})
-        if isinstance(job, msg.AssignJob):
+        if isinstance(job, jmsg.PricesJob):
+            there = set().union(*job.experts)
+            moved = {
+                f"price_{e}": price + e + 1 if e in there else price
+                for e, price in enumerate(job.prices)
+            }
+            return jmsg.JobFinished(job.job_id, (), moved | {"off_diagonal": 0.25})
+        if isinstance(job, jmsg.AssignJob):
             blocks = {e: f"router_round/{e}/{job.round - 1}" for e in range(self.manifest.experts)}
             unseen = [unit_id for e, unit_id in blocks.items() if e not in job.checked]
             odd = {unit_id: self.odd[unit_id] for unit_id in unseen if unit_id in self.odd}
             if odd:
-                return msg.Suspects(job.job_id, odd)
+                return jmsg.Suspects(job.job_id, odd)
         experts = self.manifest.experts
         outputs = tuple(blob("ids", f"{job.job_id}/{e}") for e in range(experts))
         loads = self.loads or (5.0,) * experts
         figures = {f"load_{e}": loads[e] for e in range(experts)}
         figures |= {"displaced_fraction": 0.0, "excess_nats": 0.0}
-        return msg.JobFinished(job.job_id, outputs, figures)
+        return jmsg.JobFinished(job.job_id, outputs, figures)
 
     def fail_job(self, reason: str, culprit: str) -> None:
         """Let the oldest job fail."""
         job = self.jobs.pop(0)
         self._settle(
-            self.coordinator.job_done(msg.JobFailed(job.job_id, reason, culprit), self.now)
+            self.coordinator.job_done(jmsg.JobFailed(job.job_id, reason, culprit), self.now)
         )
 
     def _settle(self, ready: Ready) -> None:
@@ -264,7 +269,9 @@ class FakeNode:
     def result(self) -> Result:
         """What a good result of the unit at hand looks like."""
         assert self.unit
-        outputs = honest(self.world.manifest, self.unit.unit_id)
+        gone = {f"router-{expert}" for expert in self.unit.withdrawn}
+        every = honest(self.world.manifest, self.unit.unit_id)
+        outputs = tuple(ref for ref in every if ref.name not in gone)
         if stays(self.world.coordinator.state, self.unit.key):
             outputs = ()
         if self.unit.key.kind is UnitKind.AUDIT:

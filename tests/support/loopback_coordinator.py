@@ -23,7 +23,7 @@ from smalltalk_fed.core.units import BlobRef, Unit
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 from smalltalk_fed.proto.v1 import smalltalk_pb2_grpc as pb_grpc
 from smalltalk_fed.telemetry.ledger import Ledger, kind_of
-from smalltalk_fed.wire import convert
+from smalltalk_fed.wire import convert, convert_transfer
 from smalltalk_fed.wire.certificates import (
     CertificateAuthority,
     certificate_facts,
@@ -152,7 +152,7 @@ class Loopback(pb_grpc.RunServicer, pb_grpc.EnrolmentServicer):
         node_id, upload = self._node(context), None
         for taken, part in enumerate(request_iterator, start=1):
             if upload is None:
-                upload = convert.upload_from_proto(part)
+                upload = convert_transfer.upload_from_proto(part)
                 self.uploads.append((upload.unit_id, upload.ref.name, upload.offset))
                 digest, kind = upload.ref.digest, kind_of(upload.ref.name, upload.unit_id)
                 assert len(self.partial.get(digest, b"")) == upload.offset

@@ -8,7 +8,8 @@ from support.core_world import FakeNode, World
 
 from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.config.manifest import CorpusManifest, RunManifest, make_private_manifest
-from smalltalk_fed.core.events import Event, PricesMoved
+from smalltalk_fed.core.events import Event
+from smalltalk_fed.core.silo_events import PricesMoved
 
 NAMES = "abc"
 
@@ -79,6 +80,22 @@ def work(world: World, nodes: list[FakeNode], until: str, turns: int = 200) -> N
                 node.poll()
         world.advance(0.1)
     raise AssertionError(f"stuck in {world.coordinator.state.phase}")
+
+
+def work_until(world: World, nodes: list[FakeNode], unit_id: str) -> None:
+    """Until the node that it is for has this unit at hand."""
+    for _ in range(200):
+        for node in nodes:
+            node.look()
+            if node.unit and node.unit.unit_id == unit_id:
+                return
+            if node.unit:
+                node.done()
+            elif node.question == 0 or node.question in world.answers:
+                node.poll()
+            if node.unit and node.unit.unit_id == unit_id:
+                return
+    raise AssertionError(f"{unit_id} was not handed out")
 
 
 def steps(journal: list[Event]) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from smalltalk_fed.core.messages import AssignJob, JobFinished, SegmentsJob
+from smalltalk_fed.core.job_messages import AssignJob, JobFinished, SegmentsJob
 from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.host.jobs import run_job
 from smalltalk_fed.mixture.idlists import decode_ids

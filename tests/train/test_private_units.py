@@ -121,6 +121,21 @@ def test_counts_are_noised_once_for_each_question(manifest, releases):
     assert len(rows) > 1
 
 
+def test_a_count_that_was_answered_keeps_its_answer_when_a_router_has_left(manifest, releases):
+    """Or the silo would pay for one more row than the run comes to, and refuse the last."""
+
+    def ask(unit, **inputs):
+        return private_counts(
+            manifest, unit, 520, inputs, lambda: np.array([500, 20]), releases=releases
+        )
+
+    first, _ = ask("count/0/1/0", a=b"1", b=b"2")
+    again, figures = ask("count/0/1/0", a=b"1")
+    assert again.tolist() == first.tolist()
+    assert releases.spent(COUNTS) == 1
+    assert figures == counts_spent(manifest.config.privacy, 520, 1).figures
+
+
 def test_the_blocks_parameters_are_a_routers(manifest, corpus):
     data, _ = block(manifest, corpus, 1)
     assert state_to_bytes(build_router(manifest, 0, data)) == data

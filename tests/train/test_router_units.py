@@ -134,6 +134,17 @@ def test_a_shard_is_the_balanced_assignment_of_its_slice(routers, make_run, corp
         assert 0 <= result.figures["displaced_fraction"] <= 1
 
 
+def test_of_an_expert_that_has_left_the_others_share_the_slice_evenly(routers, make_run, corpus):
+    manifest = make_run(run={"experts": 3})
+    left = [routers[0], None, routers[1]]
+    result = shard(manifest, corpus, left, 0)
+    experts_N = decode_experts(result.experts, 32, 3)
+    both = decode_experts(shard(make_run(), corpus, routers, 0).experts, 32, 2)
+    assert np.array_equal(experts_N, 2 * both)
+    assert np.bincount(experts_N).tolist() == [16, 0, 16]
+    assert result.prices[1] == 0
+
+
 def test_weighted_capacity_gives_one_expert_more(routers, make_run, corpus):
     manifest = make_run(assignment={"capacity": [3.0, 1.0]})
     experts_N = decode_experts(shard(manifest, corpus, routers, 0).experts, 32, 2)

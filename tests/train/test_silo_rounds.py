@@ -159,6 +159,23 @@ def test_a_block_that_was_cut_off_goes_on_from_its_finished_rounds(whole_text, t
     assert not any("loss" in figures for _, figures in heard)
 
 
+def test_who_stays_reads_no_more_than_before(whole_text):
+    """Or it would win text of other silos for that alone."""
+    manifest = private_run(3, **THREE)
+    both = silo_block(manifest, 1, whole_text, 1, {})
+    alone = silo_block(manifest, 1, whole_text, 1, {}, without=(2,))
+    assert list(both.parameters) == [1, 2]
+    assert list(alone.parameters) == [1]
+    assert alone.figures["tokens"] == both.figures["tokens"] / 2
+
+
+def test_rounds_with_an_expert_that_left_are_not_gone_on_from(whole_text, tmp_path):
+    manifest = private_run(2, private={"experts_of": [2]})
+    silo_block(manifest, 0, whole_text, 1, {}, work_folder=tmp_path)
+    alone = silo_block(manifest, 0, whole_text, 1, {}, without=(1,), work_folder=tmp_path)
+    assert alone.parameters == silo_block(manifest, 0, whole_text, 1, {}, without=(1,)).parameters
+
+
 def test_damaged_rounds_are_done_again(silos, tmp_path):
     manifest = private_run(2)
     expected = silo_block(manifest, 0, silos[0], 1, {}, work_folder=tmp_path).parameters
@@ -180,6 +197,21 @@ def test_what_a_block_says_is_of_the_whole_block(silos):
     figures = silo_block(manifest, 0, silos[0], 1, {}).figures
     assert figures["tokens"] == 2 * 3 * 8 * 8  # rounds, steps, sequences, tokens
     assert set(figures) == {"loss_mean", "tokens", "seconds", "tokens_per_s"}
+
+
+def test_of_few_sequences_it_says_no_mean(silos):
+    """Two rounds of 20."""
+    for floor, said in ((40, True), (41, False)):
+        manifest = private_run(2, private={"count_floor": floor})
+        figures = silo_block(manifest, 0, silos[0], 1, {}).figures
+        assert ("loss_mean" in figures) == said
+        assert figures["tokens"] > 0
+
+
+def test_nor_how_few_were_balanced(whole_text):
+    manifest = private_run(2, private={"experts_of": [2], "count_floor": 1000})
+    figures = silo_block(manifest, 0, whole_text, 1, {}).figures
+    assert set(figures) == {"tokens", "seconds", "tokens_per_s"}
 
 
 def test_routers_of_another_shape_are_refused(silos):

@@ -55,6 +55,16 @@ def test_each_silo_wins_its_own_text(finished, silos):
         assert counts[seat] >= 9  # of 10
 
 
+def test_a_router_that_has_left_wins_nothing_and_the_others_win_its_text(finished, silos, tmp_path):
+    manifest, oracle = finished
+    left = [oracle.routers[0], None]
+    every = count_wins(manifest, silos[1], oracle.routers, [0.0, 0.0], cache_folder=tmp_path)
+    assert every[1] >= 9
+    # The scores that are kept are of both.
+    counts = count_wins(manifest, silos[1], left, [0.0, -50.0], cache_folder=tmp_path)
+    assert counts.tolist() == [10, 0]
+
+
 def test_scores_are_kept_for_the_next_prices_and_only_for_the_same_routers(
     finished, silos, tmp_path
 ):
@@ -94,14 +104,28 @@ def test_a_silos_experts_share_its_text_evenly_by_their_routers(finished, corpus
         assert (np.diff(segments[kind]) > 0).all()
 
 
+def test_of_an_expert_that_left_before_the_others_have_its_text(finished, corpus):
+    _, oracle = finished
+    manifest = private_run(3, private={"experts_of": [3]})
+    whole = Silo(Picked(corpus.train, np.arange(96)), Picked(corpus.heldout, np.arange(20)))
+    two = silo_segments(manifest, 0, whole, {0: oracle.routers[0], 2: oracle.routers[1]},
+                        without=(1,))  # fmt: skip
+    assert {expert: len(ids) for expert, ids in two.items()} == {0: 48, 2: 48}
+    one = silo_segments(manifest, 0, whole, {}, without=(0, 1))
+    assert list(one) == [2]
+    assert one[2].tolist() == list(range(96))
+
+
 def test_the_evaluation_sums_over_what_the_experts_here_win(finished, silos):
     manifest, oracle = finished
     model = build_expert(manifest, "expert", 0)
     weights = {0: state_to_bytes(model)}
     outcome = evaluate_silo(manifest, silos[0], oracle.routers, oracle.prices_E, weights)
     ids = np.flatnonzero(outcome.winner_N == 0)
+    assert len(ids) >= 9
+    ids = ids[: len(ids) // 2 * 2]  # the floor is 2
     prefix, suffix = sequence_losses(model, silos[0].heldout, ids, 8, batch_sequences=16)
-    assert outcome.figures["sequences"] == len(ids) >= 9
+    assert outcome.figures["sequences"] == len(ids)
     assert outcome.figures["prefix_nll"] == pytest.approx(prefix.sum())
     assert outcome.figures["suffix_nll"] == pytest.approx(suffix.sum())
     assert outcome.figures["prefix_tokens"] == len(ids) * 7
@@ -115,6 +139,24 @@ def test_sums_over_fewer_sequences_than_the_floor_are_withheld(finished, silos):
     outcome = evaluate_silo(manifest, silos[1], oracle.routers, oracle.prices_E, weights)
     assert (outcome.winner_N == 0).sum() < 6
     assert outcome.figures == {"elsewhere": 6.0}  # of 9 or 10, rounded down
+
+
+@pytest.mark.parametrize("floor", [1, 3, 4, 7])
+def test_what_is_summed_over_does_not_tell_how_much_goes_elsewhere(finished, silos, floor):
+    """A silo says how much it holds out: 10 less the sequences would be the rest."""
+    _, oracle = finished
+    manifest = private_run(2, private={"count_floor": floor})
+    weights = {0: state_to_bytes(build_expert(manifest, "expert", 0))}
+    told = set()
+    for price in (-99.0, -3.0, 0.0, 3.0, 99.0):
+        outcome = evaluate_silo(manifest, silos[0], oracle.routers, [price, 0.0], weights)
+        here = int((outcome.winner_N == 0).sum())
+        sequences = outcome.figures.get("sequences", 0)
+        assert sequences == here // floor * floor
+        assert outcome.figures["elsewhere"] == (10 - here) // floor * floor
+        assert outcome.figures.get("suffix_tokens", 0) == sequences * 8
+        told.add(sequences)
+    assert len(told) > 1
 
 
 def test_counts_go_through_the_floor_before_prices_move(finished):

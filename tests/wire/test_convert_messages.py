@@ -16,7 +16,7 @@ from smalltalk_fed.core.seats import SHARES
 from smalltalk_fed.core.units import HELDOUT, BlobRef, Result, Unit, UnitKey, UnitKind
 from smalltalk_fed.errors import Malformed, PeerError, TooLarge
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
-from smalltalk_fed.wire import convert, convert_admin, values
+from smalltalk_fed.wire import convert, convert_admin, convert_transfer, values
 from smalltalk_fed.wire.certificates import make_key, make_request, public_key_sha256
 from smalltalk_fed.wire.token import secret_sha256
 
@@ -66,6 +66,7 @@ units = st.builds(
     sample=integers,
     prices=st.lists(numbers, max_size=4).map(tuple),
     redo=st.booleans(),
+    withdrawn=st.lists(st.integers(0, 1023), max_size=4, unique=True).map(tuple),
 )
 results = st.builds(Result, unit_ids, blob_lists(4), figures, st.sampled_from([b"", b"s" * 64]))
 capabilities = st.builds(
@@ -144,9 +145,9 @@ def test_left_survives(left: msg.Left) -> None:
 
 @given(blobs, unit_ids, st.binary(max_size=64), st.data())
 def test_upload_survives(ref: BlobRef, unit_id: str, part: bytes, data: st.DataObject) -> None:
-    upload = convert.Upload(ref, unit_id, data.draw(st.integers(0, ref.size)))
-    sent = over_the_wire(convert.upload_to_proto(upload, part))
-    assert convert.upload_from_proto(sent) == upload
+    upload = convert_transfer.Upload(ref, unit_id, data.draw(st.integers(0, ref.size)))
+    sent = over_the_wire(convert_transfer.upload_to_proto(upload, part))
+    assert convert_transfer.upload_from_proto(sent) == upload
     assert sent.data == part  # type: ignore[attr-defined]
 
 
@@ -228,6 +229,12 @@ def test_unit_id_must_parse(unit_id: str) -> None:
         values.unit_from_proto(pb.Unit(unit_id=unit_id))
 
 
+@pytest.mark.parametrize("withdrawn", [[1024], [3, 3]])
+def test_experts_that_have_left_are_some_that_can_be_each_once(withdrawn: list[int]) -> None:
+    with pytest.raises(Malformed, match="experts that have left"):
+        values.unit_from_proto(pb.Unit(unit_id="shard/1", withdrawn=withdrawn))
+
+
 def test_counts_and_lengths_are_bounded() -> None:
     blob = pb.BlobRef(name="a", digest=b"d" * 32)
     too_large = [
@@ -262,7 +269,7 @@ def test_twins_and_nameless_parts_are_refused() -> None:
         lambda: values.result_from_proto(pb.Result(unit_id="shard/1", signature=b"s" * 63)),
         lambda: convert.join_from_proto("n", pb.JoinRequest(signing_key=b"k" * 31)),
         lambda: convert.welcome_from_proto(pb.JoinReply()),
-        lambda: convert.upload_from_proto(
+        lambda: convert_transfer.upload_from_proto(
             pb.BlobPart(name="a", digest=b"d" * 32, size=3, offset=4, unit_id="shard/1")
         ),
     ]
@@ -288,7 +295,7 @@ def test_arbitrary_bytes_never_do_worse_than_a_peer_error(data: bytes, kind: typ
     readers = {
         pb.ExchangeRequest: lambda m: convert.exchange_from_proto("n", m),
         pb.ExchangeReply: convert.order_from_proto,
-        pb.BlobPart: convert.upload_from_proto,
+        pb.BlobPart: convert_transfer.upload_from_proto,
         pb.JoinRequest: lambda m: convert.join_from_proto("n", m),
         pb.EnrolRequest: convert.enrol_from_proto,
     }

@@ -45,6 +45,7 @@ def test_result_is_verified_with_figures_as_they_arrive() -> None:
         ("run", "n-1", 8, UNIT, signed()),
         ("run", "n-1", 7, dataclasses.replace(UNIT, inputs=()), signed()),
         ("run", "n-1", 7, dataclasses.replace(UNIT, prices=(0.5, 0.0)), signed()),
+        ("run", "n-1", 7, dataclasses.replace(UNIT, withdrawn=(1,)), signed()),
         ("run", "n-1", 7, UNIT, dataclasses.replace(signed(), unit_id="shard/1")),
         ("run", "n-1", 7, UNIT, dataclasses.replace(signed(), outputs=())),
         ("run", "n-1", 7, UNIT, dataclasses.replace(signed(), figures={"loss": 1.5, "steps": 3})),

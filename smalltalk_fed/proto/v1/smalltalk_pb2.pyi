@@ -123,7 +123,7 @@ class Figure(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class Unit(_message.Message):
-    __slots__ = ("unit_id", "inputs", "start_step", "weights", "sample", "prices", "redo")
+    __slots__ = ("unit_id", "inputs", "start_step", "weights", "sample", "prices", "redo", "withdrawn")
     UNIT_ID_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     START_STEP_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +131,7 @@ class Unit(_message.Message):
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     PRICES_FIELD_NUMBER: _ClassVar[int]
     REDO_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     unit_id: str
     inputs: _containers.RepeatedCompositeFieldContainer[BlobRef]
     start_step: int
@@ -138,7 +139,8 @@ class Unit(_message.Message):
     sample: int
     prices: _containers.RepeatedScalarFieldContainer[float]
     redo: bool
-    def __init__(self, unit_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ..., start_step: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ..., sample: _Optional[int] = ..., prices: _Optional[_Iterable[float]] = ..., redo: bool = ...) -> None: ...
+    withdrawn: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, unit_id: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[BlobRef, _Mapping]]] = ..., start_step: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ..., sample: _Optional[int] = ..., prices: _Optional[_Iterable[float]] = ..., redo: bool = ..., withdrawn: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Result(_message.Message):
     __slots__ = ("unit_id", "outputs", "figures", "signature")

@@ -1,21 +1,30 @@
-"""A whole private run in one process: a real run folder and `Host`, silos that ask it directly."""
+"""A whole private run through the core, the host and the nodes' own units, in one process.
+
+Random text, models that train in milliseconds. Silos ask the host directly.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support.local_run import ADDRESSES
+from support.tiny_run import LENGTH, SHAPE, VOCABULARY, write_tiny_corpus
 from support.tiny_units import signed_result
 
+from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.core import messages as msg
-from smalltalk_fed.core.units import Unit
+from smalltalk_fed.core.units import Result, Unit
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.host.assemble import assemble_mixture
 from smalltalk_fed.host.clock import SystemClock
-from smalltalk_fed.host.folder import RunFolder
+from smalltalk_fed.host.folder import Addresses, RunFolder
+from smalltalk_fed.host.handed_in import check_signature
 from smalltalk_fed.host.host import Host
 from smalltalk_fed.host.journal import Journal
 from smalltalk_fed.wire.signing import SigningKey
@@ -23,16 +32,52 @@ from smalltalk_fed.worksite.folders import Workplace
 from smalltalk_fed.worksite.limits import Limits
 from smalltalk_fed.worksite.work import Done, do_unit
 
+WEIGHTS = ("operator", "never", "public")  # by seat
+
+Between = Callable[["Silo", Unit, Result], Awaitable[str]]
+
+
+def make_folder(path: Path, addresses: Addresses = ADDRESSES, now: float = 1.0) -> RunFolder:
+    """A run of four experts on three seats."""
+    tokenizer = path / "tokenizer.json"
+    vocabulary = {f"t{index}": index for index in range(VOCABULARY)}
+    tokenizer.write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    optimizer = {"learning_rate": 0.01, "clip": 1.0}
+    table = {
+        "run": {"experts": 4, "regime": "private", "poll_s": 1.0},
+        "sequence": {"length": LENGTH, "prefix": 8},
+        "router": {
+            "model": SHAPE,
+            "rounds": 3,
+            "chunk_sequences": 40,
+            "batch_sequences": 8,
+            "optimizer": optimizer,
+        },
+        "expert": {"model": SHAPE, "steps": 4, "batch_sequences": 4, "optimizer": optimizer},
+        "private": {
+            "experts_of": [1, 1, 2],
+            "exchange_rounds": 2,
+            "price_rounds": 3,
+            "count_floor": 1,
+        },
+        "compute": {"threads": 1, "score_batch": 16},
+    }
+    config = parse_config(table, "test")
+    return RunFolder.create(path / "run", config, "", tokenizer, addresses, now)
+
 
 @dataclass
 class Silo:
-    """A node with text of its own; computes for real."""
+    """A node with text of its own that asks the host directly."""
 
     host: Host
     place: Workplace
     seat: int
     key: SigningKey = field(default_factory=SigningKey.create)
     handed_in: list[tuple[Unit, Done]] = field(default_factory=list)
+    node_id: str = ""
+    # What happens when a unit was done: hand it in if it says nothing, "drop" it, or "stop".
+    between: Between | None = None
 
     async def run(self) -> None:
         """Enrol, join, work until the run ends."""
@@ -48,6 +93,7 @@ class Silo:
             heldout_sequences=len(text.heldout),
         )
         node_id, shared = enrolled.node_id, self.place.limits.weights
+        self.node_id = node_id
         join = msg.Join(node_id, 1, 1, self.key.public_bytes, said, self.seat, shared)
         await host.ask(join)
         order = await host.ask(msg.Exchange(node_id, 1))
@@ -55,11 +101,18 @@ class Silo:
             result = None
             if order.unit is not None:
                 result = self._do(order.unit, node_id)
-            order = await host.ask(msg.Exchange(node_id, 1, finished=result))
+                said = await self.between(self, order.unit, result) if self.between else ""
+                if said == "stop":
+                    return
+                result = None if said == "drop" else result
+            exchange = msg.Exchange(node_id, 1, finished=result)
+            if result is not None:
+                check_signature(host.coordinator.state, exchange, result)
+            order = await host.ask(exchange)
         assert isinstance(order, msg.Order)
         assert not order.failed, order.reason
 
-    def _do(self, unit: Unit, node_id: str) -> object:
+    def _do(self, unit: Unit, node_id: str) -> Result:
         blobs = self.host.blobs
         inputs = {ref.name: blobs.path(ref.digest) for ref in unit.inputs}
         done = do_unit(
@@ -76,15 +129,22 @@ class Silo:
         return signed_result(self.key, run_id, node_id, unit, refs, done.figures)
 
 
-def finish_private_run(
+def tiny_texts(place: Path) -> list[TokenCorpus]:
+    """Three silos' texts."""
+    return [write_tiny_corpus(place / str(seed), seed) for seed in range(3)]
+
+
+def run_silos(
     folder: RunFolder,
     texts: list[TokenCorpus],
-    weights: tuple[str, ...],
+    between: Between | None = None,
+    weights: Sequence[str] = WEIGHTS,
     public: TokenCorpus | None = None,
 ) -> list[Silo]:
-    """Take a new run to its end; by seat: the silos' texts, and whom they give their experts.
+    """Take the run to its end, and make its mixture; the silos that took part.
 
-    What a silo keeps is beside the run's folder, in `silo-SEAT`.
+    `weights`: by seat, whom they give their experts. What a silo keeps is beside the run's
+    folder, in `silo-SEAT`.
     """
 
     async def work() -> list[Silo]:
@@ -100,22 +160,18 @@ def finish_private_run(
             ),
         )
         host.start()
-        silos = [
-            Silo(host, _workplace(folder, text, seat, weights[seat], public), seat)
-            for seat, text in enumerate(texts)
-        ]
+        silos = []
+        for seat, text in enumerate(texts):
+            here = folder.path.parent / f"silo-{seat}"
+            (here / "work").mkdir(parents=True)
+            limits = Limits.model_validate({"weights": weights[seat]})
+            place = Workplace(
+                folder.manifest, text, here / "work", here / "experts", "cpu", limits, public
+            )
+            silos.append(Silo(host, place, seat, between=between))
         await asyncio.gather(*(silo.run() for silo in silos))
         await host.stop()
         journal.close()
         return silos
 
     return asyncio.run(asyncio.wait_for(work(), 100))
-
-
-def _workplace(
-    folder: RunFolder, text: TokenCorpus, seat: int, weights: str, public: TokenCorpus | None
-) -> Workplace:
-    here: Path = folder.path.parent / f"silo-{seat}"
-    (here / "work").mkdir(parents=True)
-    limits = Limits.model_validate({"weights": weights})
-    return Workplace(folder.manifest, text, here / "work", here / "experts", "cpu", limits, public)
