@@ -57,6 +57,7 @@ def counts_manifest(seed: int, rate: float | None = None) -> RunManifest:
         "router": {"model": tiny, "rounds": ROUNDS, "chunk_sequences": CHUNK},
         "expert": {"model": larger, "steps": PLANNED_STEPS, "batch_sequences": EXPERT_BATCH},
         "audit": {} if rate is None else {"rate": rate},
+        "compute": {"train_dtype": "float32"},
     }  # fmt: skip
     return RunManifest(
         run_id="attacks",

@@ -55,7 +55,7 @@ def training_manifest(corpus: TokenCorpus, rate: float, seed: int = 1) -> RunMan
         "expert": {"model": "mini", "steps": 80, "batch_sequences": 16,
                    "optimizer": {"learning_rate": 4e-3, "warmup_steps": 10,
                                  "final_fraction": 0.05, "clip": 1.0}},
-        "compute": {"threads": 1},
+        "compute": {"threads": 1, "train_dtype": "float32"},
         "audit": {"rate": rate},
     }  # fmt: skip
     return make_manifest(parse_config(table, "attacks"), corpus.manifest, "attacks", 0)

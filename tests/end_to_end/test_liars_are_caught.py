@@ -39,7 +39,7 @@ CONFIG = {
         "batch_sequences": 8,
         "optimizer": {"learning_rate": 0.02, "warmup_steps": 2, "clip": 1.0},
     },
-    "compute": {"threads": 1},
+    "compute": {"threads": 1, "train_dtype": "float32"},
 }
 Run = Callable[..., Ended]
 HONEST = tuple((name, honest) for name in ("ann", "bob", "cem"))

@@ -25,6 +25,7 @@ def audit_manifest(
         "router": {"rounds": 2, "chunk_sequences": CHUNK, "model": "router-mini"},
         "expert": {"model": "mini", "steps": 2, "batch_sequences": 2},
         "audit": {"sample_sequences": SAMPLE},
+        "compute": {"train_dtype": "float32"},
     }
     for section, values in changes.items():
         table[section] = table.get(section, {}) | values

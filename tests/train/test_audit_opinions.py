@@ -29,7 +29,7 @@ SHARE, SAMPLE = np.arange(0, 40, 2), 123456789
 
 @pytest.fixture(scope="module")
 def manifest(make_run):
-    return make_run(audit={"sample_sequences": 8})
+    return make_run(audit={"sample_sequences": 8}, compute={"train_dtype": "float32"})
 
 
 @pytest.fixture(scope="module")
