@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, nargs="+", default=list(SPLITS))
     parser.add_argument("--seed", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--fedavg-rounds", type=int, default=20)
+    parser.add_argument("--fedavg-rounds", type=int, default=6)
     parser.add_argument("--keep", type=Path, default=Path("private-benchmark"))
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     parser.add_argument("--public", type=int, default=0, help="sequences, of what no silo has")

@@ -1,7 +1,7 @@
 """Federated averaging of one dense model on Flower: its strategy FedAvg, its simulation engine.
 
     python benchmarks/private_flower.py --keep FOLDER [--split own] [--seed 1] [--steps 720]
-        [--fedavg-rounds 20]
+        [--fedavg-rounds 6]
 
 The silos are Flower's virtual nodes, and each round's update is that of `private_fedavg`. The
 same is computed by the plain loop that `private.py` compares with. Prints how far the two models
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="own")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--fedavg-rounds", type=int, default=20)
+    parser.add_argument("--fedavg-rounds", type=int, default=6)
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=Path("private-benchmark"))
     args = parser.parse_args()

@@ -69,11 +69,14 @@ def _panel(ax: Any, runs: list[dict[str, Any]], shown: list[str]) -> None:
         reach = [mean_K - ratios_RxK.min(axis=0), ratios_RxK.max(axis=0) - mean_K]
         x = places + (index - (len(shown) - 1) / 2) * (0.84 / len(shown))
         ax.bar(
-            x, mean_K, 0.8 / len(shown), yerr=reach, color=SHOWN[name][1],
+            x, mean_K - 1, 0.8 / len(shown), bottom=1, yerr=reach, color=SHOWN[name][1],
             error_kw={"lw": 0.7, "ecolor": "black"},
         )  # fmt: skip
     ax.set_xticks(places, [*labels, "all text"], fontsize=7)
     ax.axhline(1.0, color="black", lw=0.8)
-    ax.set_ylim(bottom=0.9)
+    ax.set_yscale("log")
+    ticks = [0.7, 1, 1.5, 2, 3, 4, 6]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    ax.minorticks_off()
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)

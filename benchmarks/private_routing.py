@@ -26,7 +26,7 @@ def routing(manifest: RunManifest, silos: Sequence[Silo], keep: Path) -> Private
         config.run.model_dump(mode="json"),
         config.sequence.model_dump(mode="json"),
         config.router.model_dump(mode="json"),
-        config.private.model_dump(mode="json", exclude={"steps", "public_share"}),
+        config.private.model_dump(mode="json", exclude={"steps", "public_share", "lift"}),
     ]
     key = hashlib.sha256(canonical_json(facts))
     for silo in silos:
