@@ -1,4 +1,4 @@
-"""The bundled text pack dealt out to silos, in four ways.
+"""The bundled text pack dealt out to silos, and the private run over them.
 
     own     one domain a silo, one expert each
     two     two domains a silo, two experts each; `two-one`: with one expert
@@ -12,18 +12,29 @@ at least `HELDOUT_LEAST` sequences; it is judged on all held-out text of its dom
 
 from __future__ import annotations
 
+import json
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
+from smalltalk_fed.config.loading import parse_config
+from smalltalk_fed.config.manifest import RunManifest, make_private_manifest
 from smalltalk_fed.data.corpus import TokenCorpus, TokenSplit
+from smalltalk_fed.demo.recipe import run_toml
 
 Split = Literal["own", "two", "two-one", "spread", "sizes"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 LARGEST_TO_SMALLEST = 20
 HELDOUT_LEAST = 20
+
+ROUTER_ROUNDS = 8  # the demo takes 24
+CHUNK_PER_EXPERT = 640  # the demo's
+BATCH_SEQUENCES = 8  # the demo's is 16
+WARMUP_STEPS = 10  # of an expert's 90; the demo's 50 are of 600
 
 
 class Picked:
@@ -54,7 +65,8 @@ class Silo:
 def deal(corpus: TokenCorpus, split: Split, seed: int) -> list[Silo]:
     """Deal out the corpus; who gets which domains, and which sequences, is the seed's choice."""
     assert corpus.label_names is not None
-    random = np.random.default_rng([seed, SPLITS.index(split)])
+    alike = "two" if split == "two-one" else split  # the same pairs, to be compared
+    random = np.random.default_rng([seed, SPLITS.index(alike)])
     domains = list(corpus.label_names)
     held = {d: _of(corpus.heldout, domains.index(d)) for d in domains}
     train = {d: random.permutation(_of(corpus.train, domains.index(d))) for d in domains}
@@ -97,6 +109,41 @@ def deal(corpus: TokenCorpus, split: Split, seed: int) -> list[Silo]:
             _silo(corpus, domain, 1, train[domain][:count], np.sort(counted), held[domain])
         )
     return silos
+
+
+def unused(corpus: TokenCorpus, silos: Sequence[Silo], count: int, seed: int) -> Picked:
+    """So many training sequences that no silo has, drawn by the seed, as public text."""
+    taken = np.concatenate([silo.train.ids for silo in silos])
+    free = np.setdiff1d(np.arange(len(corpus.train)), taken)
+    if len(free) < count:
+        raise SystemExit(f"silos leave {len(free)} sequences, so {count} can't be public")
+    return Picked(corpus.train, np.sort(np.random.default_rng(seed).permutation(free)[:count]))
+
+
+def configured(
+    corpus: TokenCorpus, silos: Sequence[Silo], seed: int, steps: int, settings: Sequence[str]
+) -> RunManifest:
+    """The demo's recipe as a private run over these silos; `steps` are of all experts."""
+    counts = [silo.experts for silo in silos]
+    every = [
+        "run.regime=private",
+        f"private.experts_of={json.dumps(counts)}",
+        f"router.rounds={ROUTER_ROUNDS}",
+        f"router.chunk_sequences={CHUNK_PER_EXPERT * sum(counts)}",
+        f"expert.steps={steps // sum(counts)}",
+        f"expert.batch_sequences={BATCH_SEQUENCES}",
+        f"expert.optimizer.warmup_steps={WARMUP_STEPS}",
+        *settings,
+    ]
+    text = run_toml("full", seed, sum(counts), len(counts), every)
+    manifest = corpus.manifest
+    return make_private_manifest(
+        parse_config(tomllib.loads(text), "the recipe"),
+        manifest.tokenizer_sha256,
+        manifest.vocabulary,
+        "private",
+        0,
+    )
 
 
 def _of(split: TokenSplit, label: int) -> np.ndarray:

@@ -8,14 +8,16 @@
 (method.md, section 2, "Private data"). Counts go through the same rows as on the wire, so that a
 distributed run on the same seed, text, machine and threads gives the same routers and prices;
 under noise (`[privacy]`) no two runs are the same.
-The last exchange is repeated `price_rounds` times. Public text is not divided here, and experts
-are not trained.
+The last exchange is repeated `price_rounds` times, over the scores of the first. Public text is
+not divided here, and experts are not trained.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -80,23 +82,19 @@ def run_private_em(
             after |= silo_block(manifest, seat, silo, block, own, device=device).parameters
         routers = after
         every = [routers[e] for e in range(manifest.experts)]
-        for index in range(private.price_rounds if block == blocks else 1):
-            rows = [
-                silo_counts(manifest, seat, silo, block, index, every, prices_E, device=device)[0]
-                for seat, silo in enumerate(silos)
-            ]
-            counts_KxE = np.stack(
-                [
-                    decode_counts(encode_counts(row_E), manifest.experts, private.count_floor)
-                    for row_E in rows
+        with tempfile.TemporaryDirectory() as scores:
+            for index in range(private.price_rounds if block == blocks else 1):
+                rows = [
+                    _row(manifest, seat, silo, block, index, every, prices_E, device, Path(scores))
+                    for seat, silo in enumerate(silos)
                 ]
-            )
-            prices_E, figures = move_prices(
-                prices_E, counts_KxE, seats, sequences_K, private.price_step
-            )
-            exchanges.append(Exchange(block, index, counts_KxE, prices_E, figures))
-            if on_exchange is not None:
-                on_exchange(exchanges[-1])
+                counts_KxE = np.stack(rows)
+                prices_E, figures = move_prices(
+                    prices_E, counts_KxE, seats, sequences_K, private.price_step
+                )
+                exchanges.append(Exchange(block, index, counts_KxE, prices_E, figures))
+                if on_exchange is not None:
+                    on_exchange(exchanges[-1])
     segments: dict[int, np.ndarray] = {}
     for seat, silo in enumerate(silos):
         own = {e: routers[e] for e in seats[seat]}
@@ -108,3 +106,24 @@ def run_private_em(
         segments=segments,
         share_E=expert_shares(seats, sequences_K),
     )
+
+
+def _row(
+    manifest: RunManifest,
+    seat: int,
+    silo: SiloText,
+    block: int,
+    index: int,
+    routers: Sequence[bytes],
+    prices_E: np.ndarray,
+    device: torch.device | str,
+    scores: Path,
+) -> np.ndarray:
+    """What one silo shows of its counts, as it comes over the wire, uint32[E]."""
+    own = scores / str(seat)
+    own.mkdir(exist_ok=True)
+    row_E, _ = silo_counts(
+        manifest, seat, silo, block, index, routers, prices_E, cache_folder=own, device=device
+    )
+    floor = manifest.config.private.count_floor
+    return decode_counts(encode_counts(row_E), manifest.experts, floor)
