@@ -37,6 +37,7 @@ from smalltalk_fed.worksite.hours import Hours
 from smalltalk_fed.worksite.identity import NodeFolder
 from smalltalk_fed.worksite.limits import Limits, refuse
 from smalltalk_fed.worksite.presence import open_public, what_to_say
+from smalltalk_fed.worksite.privacy_limit import TOLD, CostsTooMuch, refuse_cost
 from smalltalk_fed.worksite.silo_text import open_silo
 
 log = logging.getLogger("smalltalk.node")
@@ -74,6 +75,7 @@ def introduce(settings: NodeSettings, question: Question, now: float) -> Introdu
         refuse(manifest, limits, on_gpu=settings.on_gpu)
         try:
             corpus = _take_part(folder, settings, manifest, known, question)
+            _refuse_cost(manifest, limits, corpus)
         except _Missing as missing:
             return Introduction(name=settings.name, missing=(missing.digest,))
         key, seen = folder.signing_key(), machine.probe(folder.path, settings.device)
@@ -163,6 +165,15 @@ def _take_part(
         corpus = open_silo(folder, settings.corpus, manifest, bring)
     known.take_part_with(manifest, corpus)
     return corpus
+
+
+def _refuse_cost(manifest: RunManifest, limits: Limits, corpus: TokenCorpus) -> None:
+    """Raises Refused: more of the text would be told than its owner allows; how much is kept."""
+    try:
+        refuse_cost(manifest, limits, corpus)
+    except CostsTooMuch as error:
+        log.error("%s", error)
+        raise Refused(TOLD) from None
 
 
 @contextlib.contextmanager

@@ -19,7 +19,8 @@ from support.flower_silos import (
 )
 from support.silo_run import run_silos
 
-from smalltalk_fed.core.events import SeatTaken, UnitAccepted
+from smalltalk_fed.core.events import UnitAccepted
+from smalltalk_fed.core.silo_events import SeatTaken
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.flower.turns import Question
 from smalltalk_fed.mixture.package import present_experts, read_mixture

@@ -9,11 +9,14 @@ import pytest
 from flwr.app import Error
 from support.flower_grid import ThreadGrid
 from support.flower_runs import FlowerStage, events
+from support.flower_silos import SiloStage
 
 from smalltalk_fed.core.events import NodeEnrolled, UnitAccepted
+from smalltalk_fed.core.silo_events import SeatTaken
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.flower.turns import refused
 from smalltalk_fed.worksite.limits import LIMITS_FILE
+from smalltalk_fed.worksite.privacy_limit import TOLD
 
 
 def closed_hours() -> str:
@@ -78,3 +81,14 @@ def test_the_limits_are_the_owners_file(stage: FlowerStage) -> None:
     grid = stage.play()
     assert done_by(stage) == {"b"}
     assert any("there is no limit called 'memory'" in why for why in refusals(grid))
+
+
+def test_a_silo_whose_text_a_run_would_tell_too_much_of_takes_no_seat(
+    public: TokenCorpus, tmp_path: Path
+) -> None:
+    """The run has no noise, so that no epsilon bounds it; what it would cost stays here."""
+    stage = SiloStage(tmp_path, public)
+    limit(stage, "a", "epsilon_at_most = 1.0")
+    grid = stage.play_until(lambda grid: any(TOLD in why for why in refusals(grid)))
+    assert all(TOLD in why and "noise" not in why for why in refusals(grid))
+    assert 0 not in {e.seat for e in events(stage.folder) if isinstance(e, SeatTaken)}
