@@ -20,6 +20,7 @@ from support.audit_world import (
 from support.core_world import make_manifest
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.redos import may_redo, planned_work, redo_part, redo_work
 from smalltalk_fed.core.state import HardState
@@ -146,7 +147,7 @@ def doubted_round():
 
 def settle(world, verdict: str, *, redo: bool = False, wrong: tuple[str, ...] = ()) -> None:
     job = world.jobs.pop(0)
-    outcome = msg.Judged(job.job_id, verdict, "it gained too little", {}, wrong, redo)
+    outcome = jmsg.Judged(job.job_id, verdict, "it gained too little", {}, wrong, redo)
     world._settle(world.coordinator.job_done(outcome, world.now))
 
 
@@ -160,7 +161,7 @@ def test_a_round_that_is_doubted_is_trained_again_whatever_was_paid_for() -> Non
     assert second.unit and second.unit.redo
     second.done()
     (job,) = world.jobs
-    assert isinstance(job, msg.JudgeJob)
+    assert isinstance(job, jmsg.JudgeJob)
     assert (job.redo_from, len(job.opinions)) == (2, 2)
     settle(world, "open")  # one that did it says the same; nobody is out
     assert quarantined(world) == []

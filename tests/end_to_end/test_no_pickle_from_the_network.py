@@ -41,7 +41,7 @@ def test_only_a_programs_own_processes_talk_in_pickles(
     watched = [event for _, event, _, _ in seen].count("watching")
     assert watched >= 4  # init, the coordinator, join, the node, and more
     pickled = [each for each in seen if each[1] == "pickle.find_class"]
-    assert any("smalltalk_fed.core.messages" in what[0] for _, _, what, _ in pickled), pickled
+    assert any("smalltalk_fed.core.job_messages" in what[0] for _, _, what, _ in pickled), pickled
     for program, event, what, modules in seen:
         if event != "watching":
             own = any(module.startswith(OWN_PROCESSES) for module in modules)
