@@ -61,8 +61,20 @@ def test_anything_else_is_understood_or_refused(decoder: Decoder) -> None:
     def fed(data: bytes) -> None:
         feed_measured(decoder, data)
 
+    draw_once(decoder)
     with measuring(decoder):
         fed()
+
+
+def draw_once(decoder: Decoder) -> None:
+    """At its first example Hypothesis reads all modules: slow, if memory is traced."""
+
+    @settings(max_examples=1, database=None, suppress_health_check=list(HealthCheck))
+    @given(inputs(decoder))
+    def drawn(_: bytes) -> None:
+        pass
+
+    drawn()
 
 
 def _nested(_: Any) -> bytes:
