@@ -46,7 +46,7 @@ class Federation:
     @classmethod
     def environment(cls, folder: Path) -> dict[str, str]:
         """What its processes are started with."""
-        home = folder / "flower-home"
+        home = folder.absolute() / "flower-home"
         return {
             "FLWR_HOME": str(home),
             "FLWR_TELEMETRY_ENABLED": "0",
@@ -55,6 +55,9 @@ class Federation:
             "RAY_USAGE_STATS_ENABLED": "0",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder.absolute()  # Flower's configuration takes no other paths
 
     def start(self) -> None:
         """The SuperLink, and its name in Flower's configuration.

@@ -170,14 +170,13 @@ class SiloDemo:
         """Follow the run to its end; returns the last status."""
         command = [program("smalltalk-coordinator"), "status", str(self._folder.coordinator)]
         stream = StatusStream(children, [*command, "--json", "--watch", "--every-s", str(POLL_S)])
-        shown: tuple[Any, ...] = ()
+        shown = ""
         while True:
             all_left = all(node.ended for node in nodes)
             status = stream.next()
-            now = (status["phase"], status["block"] if status["phase"] == "routing" else 0)
-            if now != shown:
-                shown = now
-                self._say(_where(status))
+            if (where := _where(status)) != shown:
+                shown = where
+                self._say(where)
             if status["phase"] in ("failed", "paused"):
                 raise WorldError(f"the run stopped: {status['reason']}.{tail(coordinator.log)}")
             if status["phase"] == "finished" and status.get("mixture"):
@@ -252,11 +251,18 @@ def _where(status: dict[str, Any]) -> str:
                 status["blocks"]
             )
         case "training":
-            return "experts train, each on its silo's text"
+            fifth = int(5 * _trained(status) / status["experts"])  # a line each is enough
+            return f"experts train, each on its silo's text: {20 * fifth}% done"
         case "evaluating":
             return "silos sum up losses on their held-out text"
         case _:
             return f"the run is {status['phase']}"
+
+
+def _trained(status: dict[str, Any]) -> float:
+    """How many experts are trained, parts included."""
+    parts = [node["fraction"] for node in status["nodes"] if node["unit"]]
+    return min(len(status["experts_done"]) + sum(parts), float(status["experts"]))
 
 
 def _write(path: Path, lines: list[str]) -> None:
