@@ -157,8 +157,7 @@ def test_only_declared_messages_leave_and_the_prompt_is_in_none(run: Deployment)
         said = good("smalltalk-node", "egress", record(run, name), "--dir", run.folder / name)
         assert "All of it declared." in said
     calls = {sent.call for name in NODES for sent in read_record(record(run, name))}
-    # A node whose line broke may ask at the enrolment port why: its certificate and no more.
-    assert {"Serve"} <= calls <= {"Serve", "Explain"}
+    assert calls == {"Serve"}
 
 
 def test_a_node_that_vanishes_in_the_middle_is_one_clear_sentence(run: Deployment) -> None:
