@@ -1,7 +1,7 @@
 """The node's side of the run's port: calls that raise our errors, bytes that are counted.
 
 Rules: where the coordinator does not answer at one of its addresses, the next call goes to the
-next one. A refusal because of a certificate that ended is mended by `standing` and then looks
+next one, over a new line. A refusal because of a certificate that ended is mended by `standing` and then looks
 like no answer: say it again. Work comes with the run's signature or not at all. Every message
 is counted in the ledger with its frame. Blobs are `transfer`'s part.
 """
@@ -30,10 +30,11 @@ from smalltalk_node.standing import Standing
 
 @dataclass(frozen=True)
 class Line:
-    """What a call goes over: the address, and the count of the certificate that is shown."""
+    """What a call goes over: the address, and the counts of certificates and of broken lines."""
 
     address: str
     renewed: int
+    broken: int
 
 
 class Connection:
@@ -55,6 +56,7 @@ class Connection:
         self._interrupted = threading.Event()
         self._strangers: set[str] = set()  # addresses where somebody else answers
         self._at = 0  # in `identity.runs`
+        self._broken = 0  # lines on which nobody answered
         self._before: grpc.Channel | None = None
         self._dial()
 
@@ -67,13 +69,18 @@ class Connection:
         address = self._identity.runs[self._at]
         channel = grpc.secure_channel(address, credentials, options=OPTIONS)
         self._channel, self._stub = channel, pb_grpc.RunStub(self._outgoing.through(channel))
-        self.line = Line(address, self._standing.renewed)
+        self.line = Line(address, self._standing.renewed, self._broken)
 
     @property
     def stub(self) -> pb_grpc.RunStub:
-        """Where calls go: the present address, with the present certificate."""
+        """Where calls go: the present address, with the present certificate.
+
+        A line that broke is dialled anew: on the old channel a call fails at once while gRPC
+        waits before its next try, and that try gets on only while a call is out.
+        """
         with self._lock:
-            if self.line != Line(self._identity.runs[self._at], self._standing.renewed):
+            address = self._identity.runs[self._at]
+            if self.line != Line(address, self._standing.renewed, self._broken):
                 if self._before is not None:
                     self._before.close()
                 self._before = self._channel  # calls on it go on until the next time
@@ -212,19 +219,21 @@ class Connection:
             nowhere = self._strangers.issuperset(self._identity.runs)
             return found if nowhere else NoAnswer(str(found))
         if isinstance(found, NoAnswer) and error.code() is not grpc.StatusCode.CANCELLED:
-            self._next_address(line)
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
+            unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
+            self._next_address(line, broken=unavailable)
+            if unavailable:
                 return self._standing.behind_silence(found)
         if isinstance(found, Unauthenticated):
             return self._standing.behind_refusal(found, line.renewed)
         return found
 
-    def _next_address(self, line: Line) -> None:
+    def _next_address(self, line: Line, broken: bool = False) -> None:
         """Dial another one next, unless a call that failed beside this one has said so."""
         with self._lock:
             addresses = self._identity.runs
             if line == self.line and line.address == addresses[self._at]:
                 self._at = (self._at + 1) % len(addresses)
+                self._broken += broken
 
     def close(self) -> None:
         """Hang up."""

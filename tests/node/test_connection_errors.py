@@ -102,7 +102,7 @@ def test_a_refused_handshake_is_explained(served: Served, tmp_path: Path) -> Non
 def test_the_reason_is_not_asked_for_again_and_again(
     served: Served, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served.servers[0].stop(0).wait()
+    served.stop_run_port()
     served.loopback.behaviour.explanation = "the certificate has ended"
     with pytest.raises(errors.Unauthenticated, match="has ended"):
         asked(connection)
@@ -113,9 +113,24 @@ def test_the_reason_is_not_asked_for_again_and_again(
 def test_a_run_port_that_is_down_is_no_answer_though_the_other_is_up(
     served: Served, connection: Connection
 ) -> None:
-    served.servers[0].stop(0).wait()
+    served.stop_run_port()
     with pytest.raises(NoAnswer):
         asked(connection)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["never met", "met before"])
+def test_a_coordinator_that_is_back_answers_the_next_call(
+    served: Served, connection: Connection, known: bool
+) -> None:
+    """Each failed call would double the wait before the next one."""
+    if known:
+        assert asked(connection)
+    served.stop_run_port()
+    for _ in range(3):
+        with pytest.raises(NoAnswer):
+            asked(connection)
+    served.start_run_port()
+    assert asked(connection)
 
 
 def test_a_long_poll_ends_when_interrupted_and_leave_still_works(

@@ -69,7 +69,7 @@ def test_all_addresses_are_tried_again_and_again(
     there = served.run_address
     identity = replace(folder.identity(), run_addresses=(there, nobody))
     connection = Connection(folder, identity, Ledger())
-    served.servers[0].stop(0).wait()
+    served.stop_run_port()
     tried = []
     for _ in range(4):
         with pytest.raises(NoAnswer):

@@ -231,7 +231,20 @@ class Served:
     loopback: Loopback
     run_address: str
     enrolment_address: str
-    servers: list[grpc.Server] = field(default_factory=list)
+    servers: list[grpc.Server]
+    mutual: grpc.ServerCredentials
+
+    def stop_run_port(self) -> None:
+        """Nobody is at the run's port until it is started again."""
+        self.servers[0].stop(0).wait()
+
+    def start_run_port(self) -> None:
+        """Serve at the same address again."""
+        server = grpc.server(ThreadPoolExecutor(8))
+        pb_grpc.add_RunServicer_to_server(self.loopback, server)
+        server.add_secure_port(self.run_address, self.mutual)
+        server.start()
+        self.servers[0] = server
 
     def token(self, secret: bytes = b"0123456789abcdef") -> JoinToken:
         """A join token for it."""
@@ -265,7 +278,7 @@ def serving(authority: CertificateAuthority | None = None) -> Iterator[Served]:
         server.start()
         servers.append(server)
     try:
-        yield Served(loopback, *addresses, servers)
+        yield Served(loopback, *addresses, servers, mutual)
     finally:
         loopback.released.set()
         for server in servers:
