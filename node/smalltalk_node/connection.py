@@ -1,9 +1,9 @@
 """The node's side of the run's port: calls that raise our errors, bytes that are counted.
 
 Rules: where the coordinator does not answer at one of its addresses, the next call goes to the
-next one, over a new line. A refusal because of a certificate that ended is mended by `standing` and then looks
-like no answer: say it again. Work comes with the run's signature or not at all. Every message
-is counted in the ledger with its frame. Blobs are `transfer`'s part.
+next one, over a new line. A refusal because of a certificate that ended is mended by `standing`
+and then looks like no answer: say it again. Work comes with the run's signature or not at all.
+Every message is counted in the ledger with its frame. Blobs are `transfer`'s part.
 """
 
 from __future__ import annotations
