@@ -180,8 +180,8 @@ class Program:
                 return self._refused(question, error)
             self._rejoined = True
             log.info("joining again: %s", error)
-            self._session.lost(self._clock.now(), 0.0)
             self._arrival.join(*self._presenting())
+            self._session.joined(self._clock.now())
             return Todo()
         except (Malformed, TooLarge) as error:
             return self._refused(question, error)

@@ -124,6 +124,14 @@ class Session:
         self._next_at = now + wait_s
         return wait_s
 
+    def joined(self, now: float) -> None:
+        """This process was presented anew: the question under way is said again at once.
+
+        A coordinator's new process answers, so it is not asked more slowly than before; it could
+        be gone again by then, and the next one not know this node either.
+        """
+        self._asking, self._failed_tries, self._next_at = None, 0, now
+
     def refused(self, reason: str, now: float) -> Todo:
         """The coordinator won't take the question under way: give its unit up, and say so once."""
         question, self._asking, self._failed_tries = self._asking, None, 0

@@ -78,6 +78,7 @@ class NodeProcess:
             call, self._call = self._call, None
             self._machine.line.abandon(call, killed=True)
             if self._session is not None:
+                self._rejoined = False
                 self._session.lost(self._world.now, 0.0)
         if self._session is None:
             self.begin()
@@ -112,6 +113,8 @@ class NodeProcess:
         self._call, self._join_wait_s = None, _JOIN_FIRST_S
         if self._session is None:
             self._session = Session(self._machine.node_id, self._incarnation)
+        elif self._rejoined:
+            self._session.joined(self._world.now)
         self._look()
 
     def _try_again(self) -> None:
@@ -181,7 +184,6 @@ class NodeProcess:
         self._call, now = None, self._world.now
         if isinstance(error, Refused) and not self._rejoined:
             self._rejoined = True
-            self._session.lost(now, 0.0)
             self._join()
             return
         question = self._question
@@ -194,7 +196,7 @@ class NodeProcess:
 
     def _lost(self) -> None:
         assert self._session is not None
-        self._call = None
+        self._call, self._rejoined = None, False  # whoever answers next may be a new process
         self._session.lost(self._world.now, self._machine.rng.random())
         self._look()
 

@@ -84,6 +84,18 @@ def test_tries_come_slower_up_to_a_minute() -> None:
     assert waits[-1] == RETRY_LAST_S
 
 
+def test_whoever_joined_anew_says_it_again_at_once() -> None:
+    session, now = at_work(), 5.0
+    session.finish(Result("shard/0"), now)
+    for _ in range(6):
+        question = session.tick(now).say
+        now += session.lost(now, jitter=1.0)
+    session.tick(now)
+    session.joined(now)
+    assert session.tick(now).say == question
+    assert session.lost(now, jitter=1.0) < 1  # and not more slowly than whoever was never lost
+
+
 def test_a_node_at_work_is_heard_of_again_within_a_heartbeat_of_a_restart() -> None:
     session = at_work()
     session.tick(5.0)
