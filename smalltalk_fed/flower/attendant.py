@@ -106,9 +106,18 @@ class Attendant:
                 self._fraction, self._crashes, self._limit_s = -1.0, 0, self._turn_s
                 self._begin(todo.start)
             if todo.end and order is not None:
-                if self._turn is not None:
-                    await asyncio.wait({self._turn}, timeout=END_WAIT_S)
+                await self._last_turn()
                 return order
+
+    async def _last_turn(self) -> None:
+        """A turn that is out when the run is over is waited for; nothing of it counts any more."""
+        unit, turn = self._unit, self._turn
+        if unit is None or turn is None:
+            return
+        log.info("the run is over; a turn of %s that is still out is waited for", unit.unit_id)
+        await asyncio.wait({turn}, timeout=END_WAIT_S)
+        if turn.done() and (error := turn.exception()) is not None:
+            log.warning("the last turn of %s came to nothing: %s", unit.unit_id, error)
 
     async def _pause(self, wait_s: float) -> None:
         if self._turn is None:

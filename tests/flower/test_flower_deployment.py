@@ -29,7 +29,8 @@ NODES = 4
 WAIT_S, LOOK_S = 300.0, 0.2
 TABLES: dict[str, dict[str, object]] = {
     "audit": {"rate": 0.0},
-    "run": {"nodes_to_start": NODES, "lease_s": 10.0},
+    # Flower says after a minute that an app died: a copy at a free node would be done by then.
+    "run": {"nodes_to_start": NODES, "lease_s": 10.0, "spare_copies": 0},
     "expert": {"steps": 1000},
 }
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flwr.app import Error
+from flwr.app import Error, RecordDict
+from support.deployment import wait_for
 from support.flower_grid import CRASHED, GONE, ThreadGrid
 from support.flower_runs import FlowerStage, events, what_came
 from support.local_run import finish_run, make_run_folder
@@ -19,6 +22,7 @@ from smalltalk_fed.flower.turns import Order, Report
 from smalltalk_fed.host.audit import audit
 from smalltalk_fed.host.clock import SystemClock
 from smalltalk_fed.host.offline import decide_offline, status_offline
+from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 
 QUIET = {"audit": {"rate": 0.0}, "run": {"lease_s": 2.0}}
 
@@ -35,6 +39,18 @@ def stage(corpus: TokenCorpus, tmp_path: Path) -> FlowerStage:
     return FlowerStage(tmp_path, corpus, QUIET)
 
 
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the ServerApp logs, line by line."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("smalltalk.flower")
+    log.addHandler(handler)
+    yield lines
+    log.removeHandler(handler)
+
+
 def turns(grid: ThreadGrid, node: int = 0) -> int:
     return sum(kind in ("train", "evaluate") and node in (0, n) for n, kind, _ in grid.sent)
 
@@ -47,6 +63,27 @@ def test_a_killed_app_costs_one_turn(stage: FlowerStage, native: dict[str, objec
     units = [event for event in events(stage.folder) if isinstance(event, UnitAccepted)]
     assert turns(grid) == len(units) + 1
     assert stage.came() == native
+
+
+def test_a_turn_that_another_node_has_overtaken_holds_nothing_up(
+    stage: FlowerStage, native: dict[str, object], said: list[str]
+) -> None:
+    """Flower says after a minute that an app died; by then a copy is done, and the run over."""
+
+    def dies_late(node: int, kind: str, records: RecordDict) -> RecordDict:
+        if node == 101 and kind == "train" and training(Report.from_records(records)):
+            wait_for(lambda: any("still out" in line for line in said), "the end of the run")
+            raise RuntimeError("killed")
+        return records
+
+    stage.play(alter=dies_late)
+    assert stage.came() == native
+    assert "the last turn of train_expert/" in said[-2]
+
+
+def training(report: Report) -> bool:
+    said = pb.ExchangeRequest.FromString(report.exchange)
+    return said.finished.unit_id.startswith("train_expert/")
 
 
 def test_an_app_that_always_dies_leaves_its_units_to_others(
