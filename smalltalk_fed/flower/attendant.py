@@ -158,7 +158,9 @@ class Attendant:
             self._count(ref.name, "down", ref.size)
             self._at_node.add(ref.digest)
         group = str(self._counter.round)
-        records = await self._post.ask(self._flower_node, kind, order.to_records(), group)
+        records = await self._post.ask(
+            self._flower_node, kind, order.to_records(), group, due_s=self._limit_s
+        )
         return Report.from_records(records)
 
     async def _take(self, turn: asyncio.Task[Report]) -> None:

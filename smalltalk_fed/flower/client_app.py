@@ -54,6 +54,12 @@ def end(message: Message, context: Context) -> Message:
     return _answered(message, context, lambda settings: _turn(message, settings))
 
 
+@app.query("knock")
+def knock(message: Message, context: Context) -> Message:
+    """Nothing is asked: an answer that lies here goes out with this one (see `post`)."""
+    return Message(RecordDict(), reply_to=message)
+
+
 def _turn(message: Message, settings: NodeSettings) -> RecordDict:
     return take_turn(settings, Order.from_records(message.content)).to_records()
 

@@ -2,13 +2,17 @@
 
 Rules: one thread talks to the grid, so that nothing here asks it to be thread-safe; answers to
 all that are out are looked for together, every `look_s`. That nobody answers is Flower's to
-find out (53 s for a SuperNode, 62 s for an app that died): `NoAnswer` says which it was. How
-Flower's parts talk to each other, gRPC or HTTP, is not known here.
+find out (53 s for a SuperNode, 62 s for an app that died): `NoAnswer` says which it was. An
+answer that is late is knocked for: a SuperNode sends answers only when it has taken a message,
+one round of them each time, and if an error of an earlier run's message took this round, the
+answer lies there until the next message comes. How Flower's parts talk to each other, gRPC or
+HTTP, is not known here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -19,6 +23,10 @@ from flwr.serverapp import Grid
 from smalltalk_fed.errors import WorldError
 
 T = TypeVar("T")
+log = logging.getLogger("smalltalk.flower")
+
+KNOCK = "query.knock"  # a message that says nothing, and whose answer nobody reads
+LATE_S = 60.0  # beyond what an answer may take; a process may need half of it to start
 
 # Flower's `ErrorCode`, which is not part of its public interface.
 NODE_UNAVAILABLE = 5
@@ -49,7 +57,7 @@ class Post:
     def __init__(self, grid: Grid, look_s: float) -> None:
         self._grid, self._look_s = grid, look_s
         self._thread = ThreadPoolExecutor(1, "flower-grid")
-        self._out: dict[str, asyncio.Future[RecordDict]] = {}
+        self._out: dict[str, asyncio.Future[RecordDict] | None] = {}  # None: a knock
         self._looking: asyncio.Task[None] | None = None
         self._sent = asyncio.Event()
 
@@ -68,25 +76,45 @@ class Post:
         """Flower's ids of the nodes that are there. Raises NoLink."""
         return list(await self._call(lambda: list(self._grid.get_node_ids())))
 
-    async def ask(self, node: int, kind: str, content: RecordDict, group: str = "") -> RecordDict:
+    async def ask(
+        self, node: int, kind: str, content: RecordDict, group: str = "", due_s: float = 0.0
+    ) -> RecordDict:
         """Send one message and wait for its answer, however long it takes.
+
+        `due_s`: how long the node may be at work on it; when that is over for a while, and again
+        twice as long after, it is knocked for.
 
         Raises:
             NoAnswer: Flower says that none will come.
             NoLink: the message could not be sent, or the post is stopping.
         """
+        future: asyncio.Future[RecordDict] = asyncio.get_running_loop().create_future()
+        message_id = await self._send(
+            Message(content, node, kind, ttl=TTL_S, group_id=group), future
+        )
+        late_s = due_s + LATE_S
+        try:
+            while True:
+                await asyncio.wait({future}, timeout=late_s)
+                if future.done():
+                    return future.result()
+                log.info("an answer from node %d is late: it is knocked for", node)
+                await self._send(Message(RecordDict(), node, KNOCK, ttl=TTL_S), None)
+                late_s *= 2
+        finally:
+            self._out.pop(message_id, None)
+
+    async def _send(self, message: Message, answer: asyncio.Future[RecordDict] | None) -> str:
+        """Hand a message in; returns its id. `answer` gets what comes back. Raises as `ask`."""
         if self._looking is None or self._looking.done():
             raise NoLink("nobody looks for answers any more")
-        message = Message(content, node, kind, ttl=TTL_S, group_id=group)
         ids = await self._call(lambda: list(self._grid.push_messages([message])))
         if not ids or not ids[0]:
+            node = message.metadata.dst_node_id
             raise NoAnswer(f"Flower did not take a message to node {node}", gone=True)
-        self._out[ids[0]] = future = asyncio.get_running_loop().create_future()
+        self._out[ids[0]] = answer
         self._sent.set()
-        try:
-            return await future
-        finally:
-            self._out.pop(ids[0], None)
+        return str(ids[0])
 
     async def _call(self, act: Callable[[], list[T]]) -> list[T]:
         """Ask the grid. Raises NoLink: Flower's own retries are over."""
@@ -124,5 +152,5 @@ class Post:
 
     def _fail(self, error: WorldError) -> None:
         for future in self._out.values():
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_exception(error)

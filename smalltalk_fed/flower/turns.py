@@ -4,6 +4,7 @@
     train,        ServerApp: JoinReply, ExchangeReply  node: ExchangeRequest
     evaluate                 with the unit's inputs          with its outputs
     query.end     ServerApp: ExchangeReply             node: nothing
+    query.knock   ServerApp: nothing                   node: nothing (see `post`)
 
 Rules: the messages are the protobuf bytes of the native carrier; blobs ride beside them as
 arrays of bytes by digest, which Flower cuts into pieces and sends piece by piece. What came is

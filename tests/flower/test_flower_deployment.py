@@ -31,7 +31,7 @@ TABLES: dict[str, dict[str, object]] = {
     "audit": {"rate": 0.0},
     # Flower says after a minute that an app died: a copy at a free node would be done by then.
     "run": {"nodes_to_start": NODES, "lease_s": 10.0, "spare_copies": 0},
-    "expert": {"steps": 1000},
+    "expert": {"steps": 4000},
 }
 
 
@@ -56,6 +56,7 @@ def submit(federation: Federation, corpus: TokenCorpus, tmp_path: Path) -> Calla
         run_dir=str(tmp_path / "run"),
         corpus=str(corpus.folder),
         config=str(tmp_path / "run.toml"),
+        turn_s=60.0,  # an answer that is late is knocked for a minute after that
     )
     return lambda: federation.submit(app)
 
@@ -91,11 +92,16 @@ def pids(*words: str) -> list[int]:
     return found
 
 
-def client_apps(federation: Federation) -> list[int]:
-    """ClientApps at work at SuperNodes that are still there."""
-    there = [node.process.pid for node in federation.supernodes if not node.ended]
-    found = pids("flwr-clientapp")
-    return [pid for pid in found if any(parent in there for parent in parents(pid))]
+def app_at_work(federation: Federation, folder: Path) -> int | None:
+    """A ClientApp that trains an expert: its node's folder has a curve already."""
+    for node in federation.supernodes:
+        curves = (folder / node.name / "work").glob("*/metrics/train_expert-*/metrics.jsonl")
+        if node.ended or not any(curves):
+            continue
+        apps = [pid for pid in pids("flwr-clientapp") if node.process.pid in parents(pid)]
+        if apps:
+            return max(apps)  # one of an earlier message may still be ending
+    return None
 
 
 def parents(pid: int) -> list[int]:
@@ -134,8 +140,8 @@ def test_a_run_over_four_supernodes_is_the_native_one_whatever_is_killed(
     wait_for(lambda: len(done(run)) > before, "the run to go on", WAIT_S, LOOK_S)
     federation.children.end(federation.supernodes[0])
     wait_for(lambda: phase(run) == "training", "the experts to be trained", WAIT_S, 1.0)
-    apps = wait_for(lambda: client_apps(federation), "a ClientApp to be at work", WAIT_S, LOOK_S)
-    os.kill(apps[0], signal.SIGKILL)
+    app = wait_for(lambda: app_at_work(federation, tmp_path), "an expert's app", WAIT_S, LOOK_S)
+    os.kill(app, signal.SIGKILL)
     line = federation.wait(second, 600.0, (run / "mixture").exists)
     assert line["status"] == "finished:completed", federation.log(second)
     folder = RunFolder.open(run)

@@ -18,6 +18,7 @@ from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.events import UnitAccepted
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Refused
+from smalltalk_fed.flower import post
 from smalltalk_fed.flower.turns import Order, Report
 from smalltalk_fed.host.audit import audit
 from smalltalk_fed.host.clock import SystemClock
@@ -84,6 +85,27 @@ def test_a_turn_that_another_node_has_overtaken_holds_nothing_up(
 def training(report: Report) -> bool:
     said = pb.ExchangeRequest.FromString(report.exchange)
     return said.finished.unit_id.startswith("train_expert/")
+
+
+def test_an_answer_that_waits_for_the_next_message_is_knocked_for(
+    stage: FlowerStage, native: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a SuperNode that owed an answer to a run whose ServerApp was killed."""
+    monkeypatch.setattr(post, "LATE_S", 0.2)
+    grids: list[ThreadGrid] = []
+
+    def knocks(node: int) -> int:
+        return sum((n, kind) == (node, "query.knock") for n, kind, _ in grids[0].sent)
+
+    def lies_there(node: int, kind: str, records: RecordDict) -> RecordDict:
+        if node == 101 and kind == "train":
+            wait_for(lambda: knocks(101) > 0, "the next message")
+        return records
+
+    stage.turn_s = 0.5
+    stage.play(on_grid=grids.append, alter=lies_there)
+    assert stage.came() == native
+    assert all(not records for _, kind, records in grids[0].received if kind == "query.knock")
 
 
 def test_an_app_that_always_dies_leaves_its_units_to_others(
