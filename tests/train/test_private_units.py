@@ -15,7 +15,7 @@ from smalltalk_fed.train.private_units import (
     release_limits,
 )
 from smalltalk_fed.train.releases import Releases
-from smalltalk_fed.train.units import build_router
+from smalltalk_fed.train.routers import build_router
 from smalltalk_fed.wire.egress import figure_is_declared
 
 SEEN = (40, 40, 20)  # sequences that three blocks train on: 5, 5 and 3 steps of 8
