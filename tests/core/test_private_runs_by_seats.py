@@ -227,3 +227,18 @@ def test_counts_that_cannot_be_used_are_asked_for_again(world: World) -> None:
     assert world.coordinator.state.phase is Phase.ROUTING
     world.do_jobs = True
     work(world, nodes, "finished")
+
+
+def test_counts_that_can_never_be_used_pause_the_run(world: World) -> None:
+    """Only its own silo can count again: nobody's word but its operator's ends the run."""
+    nodes = three_silos(world)
+    world.do_jobs = False
+    turns = iter(100 * nodes)
+    for _ in range(6):
+        while not world.jobs:
+            node = next(turns)
+            node.poll() if not node.unit else node.done()
+        world.fail_job("the counts are more than its held-out text", "count/1/1/0")
+    state = world.coordinator.state
+    assert state.phase is Phase.PAUSED
+    assert "more than its held-out text" in state.reason

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from support.core_world import World
+import pytest
+from support.core_world import World, blob
 from support.silo_world import (
     accepted,
     private_manifest,
@@ -14,6 +15,8 @@ from support.silo_world import (
 from smalltalk_fed.core import handout, silos
 from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.units import Result
+from smalltalk_fed.errors import Refused
 
 
 def test_public_text_is_divided_by_all_routers_before_the_experts_train() -> None:
@@ -22,6 +25,8 @@ def test_public_text_is_divided_by_all_routers_before_the_experts_train() -> Non
     work(world, nodes, "sharding")
     shards = [f"shard/{index}" for index in range(3)]  # of ten sequences; none of held-out text
     assert [key.unit_id for key in world.coordinator.state.open] == shards
+    with pytest.raises(Refused, match="not part of the run's present phase"):
+        nodes[0].poll(finished=Result("shard/heldout", (blob("experts", "x"),)))
     work(world, nodes, "training")
     assert isinstance(world.asked_for[-1], jmsg.SegmentsJob)
     nodes[2].poll()

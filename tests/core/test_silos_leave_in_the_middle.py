@@ -74,6 +74,7 @@ def test_its_unit_is_dropped_and_what_comes_of_it_does_not_count(world: World) -
     a, b, c = three_silos(world)
     work_until(world, [a, b, c], "silo_block/1/1")
     withdraw(world, b)
+    assert b.node_id not in world.coordinator.leases.by_node
     beat = b.beat()
     assert beat is not None
     assert beat.cancel == "silo_block/1/1"
