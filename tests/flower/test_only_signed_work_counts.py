@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from flwr.app import RecordDict
 from support.flower_runs import FlowerStage, events
 
+from smalltalk_fed.core.catalogue import size_limit
 from smalltalk_fed.core.events import NodeEnrolled, UnitAccepted
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Refused, Unauthenticated
 from smalltalk_fed.flower.node_turn import take_turn
 from smalltalk_fed.flower.settings import NodeSettings
 from smalltalk_fed.flower.turns import Order, Report
+from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 
 QUIET = {"audit": {"rate": 0.0}, "run": {"lease_s": 2.0}}
@@ -109,6 +112,27 @@ def test_bytes_that_are_not_those_of_the_digest_do_not_count(stage: FlowerStage)
         for event in events(stage.folder)
         if isinstance(event, UnitAccepted)
     )
+
+
+@pytest.mark.parametrize("name", ["audit", "parameters"])
+def test_what_nobody_asked_for_or_is_too_large_is_not_kept(stage: FlowerStage, name: str) -> None:
+    """Nobody audits in this run, and `parameters` have a largest size."""
+    limit = size_limit(stage.folder.manifest, "parameters")
+    data = b"of no use" if name == "audit" else bytes(limit + 1)
+    digest = sha256(data)
+
+    def smuggle(records: RecordDict) -> RecordDict:
+        report = Report.from_records(records)
+        said = pb.ExchangeRequest.FromString(report.exchange)
+        said.finished.outputs.add(name=name, digest=digest.digest(), size=len(data))
+        blobs = {**report.blobs, digest.hexdigest(): data}
+        return replace(report, exchange=said.SerializeToString(), blobs=blobs).to_records()
+
+    grid = stage.play(alter=only(101, "train", smuggle))
+    turns = [records for n, kind, records in grid.received if (n, kind) == (101, "train")]
+    assert any(digest.hexdigest() in Report.from_records(records).blobs for records in turns)
+    assert not BlobStore(stage.folder.blobs).has(digest.hexdigest())
+    assert done_by(stage) <= {"a", "b"}
 
 
 def test_a_node_with_another_corpus_is_told_so(
