@@ -14,6 +14,7 @@ from support.flower_runs import FlowerStage, events
 
 from smalltalk_fed.core.catalogue import size_limit
 from smalltalk_fed.core.events import NodeEnrolled, UnitAccepted
+from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Refused, Unauthenticated
 from smalltalk_fed.flower.node_turn import take_turn
@@ -115,11 +116,17 @@ def test_bytes_that_are_not_those_of_the_digest_do_not_count(stage: FlowerStage)
 
 
 @pytest.mark.parametrize("name", ["audit", "parameters"])
-def test_what_nobody_asked_for_or_is_too_large_is_not_kept(stage: FlowerStage, name: str) -> None:
+def test_what_nobody_asked_for_or_is_too_large_is_not_kept(
+    stage: FlowerStage, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody audits in this run, and `parameters` have a largest size."""
     limit = size_limit(stage.folder.manifest, "parameters")
     data = b"of no use" if name == "audit" else bytes(limit + 1)
-    digest = sha256(data)
+    digest, put, kept = sha256(data), BlobStore.put, set()
+
+    def noting(self: BlobStore, name: str, data: bytes) -> BlobRef:
+        kept.add(sha256(data).hexdigest())
+        return put(self, name, data)
 
     def smuggle(records: RecordDict) -> RecordDict:
         report = Report.from_records(records)
@@ -128,10 +135,12 @@ def test_what_nobody_asked_for_or_is_too_large_is_not_kept(stage: FlowerStage, n
         blobs = {**report.blobs, digest.hexdigest(): data}
         return replace(report, exchange=said.SerializeToString(), blobs=blobs).to_records()
 
+    monkeypatch.setattr(BlobStore, "put", noting)
     grid = stage.play(alter=only(101, "train", smuggle))
     turns = [records for n, kind, records in grid.received if (n, kind) == (101, "train")]
     assert any(digest.hexdigest() in Report.from_records(records).blobs for records in turns)
-    assert not BlobStore(stage.folder.blobs).has(digest.hexdigest())
+    assert digest.hexdigest() not in kept
+    assert kept
     assert done_by(stage) <= {"a", "b"}
 
 
