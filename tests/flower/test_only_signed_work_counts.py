@@ -115,9 +115,15 @@ def test_bytes_that_are_not_those_of_the_digest_do_not_count(stage: FlowerStage)
     )
 
 
-@pytest.mark.parametrize("name", ["audit", "parameters"])
+@pytest.mark.parametrize(
+    ("name", "says"), [("audit", "has no output 'audit'"), ("parameters", "bytes; the run allows")]
+)
 def test_what_nobody_asked_for_or_is_too_large_is_not_kept(
-    stage: FlowerStage, name: str, monkeypatch: pytest.MonkeyPatch
+    stage: FlowerStage,
+    name: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Nobody audits in this run, and `parameters` have a largest size."""
     limit = size_limit(stage.folder.manifest, "parameters")
@@ -131,7 +137,9 @@ def test_what_nobody_asked_for_or_is_too_large_is_not_kept(
     def smuggle(records: RecordDict) -> RecordDict:
         report = Report.from_records(records)
         said = pb.ExchangeRequest.FromString(report.exchange)
-        said.finished.outputs.add(name=name, digest=digest.digest(), size=len(data))
+        outputs = said.finished.outputs
+        ref = next((each for each in outputs if each.name == name), None) or outputs.add()
+        ref.name, ref.digest, ref.size = name, digest.digest(), len(data)
         blobs = {**report.blobs, digest.hexdigest(): data}
         return replace(report, exchange=said.SerializeToString(), blobs=blobs).to_records()
 
@@ -141,6 +149,7 @@ def test_what_nobody_asked_for_or_is_too_large_is_not_kept(
     assert any(digest.hexdigest() in Report.from_records(records).blobs for records in turns)
     assert digest.hexdigest() not in kept
     assert kept
+    assert says in capsys.readouterr().err
     assert done_by(stage) <= {"a", "b"}
 
 
