@@ -34,8 +34,8 @@ from smalltalk_fed.host.journal import Journal
 from smalltalk_fed.mixture.assignment import route
 from smalltalk_fed.model.state import state_from_bytes
 from smalltalk_fed.train.experts import build_expert
+from smalltalk_fed.train.routers import build_router
 from smalltalk_fed.train.scoring import score, sequence_losses
-from smalltalk_fed.train.units import build_router
 from smalltalk_fed.worksite.folders import Workplace
 from smalltalk_fed.worksite.work import do_unit
 

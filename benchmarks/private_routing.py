@@ -16,7 +16,8 @@ from smalltalk_fed.config.manifest import RunManifest, canonical_json
 from smalltalk_fed.data.corpus import TokenSplit
 from smalltalk_fed.mixture.assignment import assign, equal_capacity
 from smalltalk_fed.train.private_em import Exchange, PrivateOracle, run_private_em
-from smalltalk_fed.train.silo_text import build_silo_router, prefix_scores
+from smalltalk_fed.train.routers import prefix_scores
+from smalltalk_fed.train.silo_text import build_silo_router
 
 
 def routing(manifest: RunManifest, silos: Sequence[Silo], keep: Path) -> PrivateOracle:

@@ -35,8 +35,9 @@ from smalltalk_fed.mixture.assignment import assign, random_assignment
 from smalltalk_fed.mixture.permutation import chunk_ids, derive_key, training_order
 from smalltalk_fed.mixture.scores import decode_scores
 from smalltalk_fed.model.state import state_to_bytes
+from smalltalk_fed.train.routers import build_router
 from smalltalk_fed.train.scoring import score
-from smalltalk_fed.train.units import build_router, router_round, train_router
+from smalltalk_fed.train.units import router_round, train_router
 
 ASKED, NOISE = 64, 1e-6
 Found = dict[str, tuple[float, float]]  # kind -> root mean square, largest

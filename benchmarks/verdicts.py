@@ -44,8 +44,9 @@ from smalltalk_fed.mixture.scores import decode_scores
 from smalltalk_fed.mixture.verdict import Finding, expert_finding, router_finding
 from smalltalk_fed.train.audit import Auditor
 from smalltalk_fed.train.experts import train_expert
+from smalltalk_fed.train.routers import build_router
 from smalltalk_fed.train.scoring import score
-from smalltalk_fed.train.units import build_router, router_round
+from smalltalk_fed.train.units import router_round
 
 SAMPLE, POOL, DRAWS = 64, 384, 6  # opinions of many sequences, of which samples are taken
 LIE_EVERY = 3

@@ -8,6 +8,7 @@ secret. What the settings come to (epsilon) is `train.privacy_cost`'s part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -16,6 +17,7 @@ from smalltalk_fed.config.section import Section
 
 LEAST_NOISE = 0.3  # below it epsilon is in the hundreds: a promise of nothing
 DELTA_POWER = 1.1
+LARGEST_DRAW = 9  # standard deviations: `secret_noise` draws in steps of 2^-53, 8.6 at most
 
 
 class PrivacySection(Section):
@@ -58,6 +60,10 @@ class PrivacySection(Section):
     def on(self) -> bool:
         """Whether routers and counts are noised."""
         return self.router_noise > 0
+
+    def counts_beyond(self, experts: int) -> int:
+        """Return the most that noise adds to a row of counts of so many experts; 0 without it."""
+        return experts * math.ceil(LARGEST_DRAW * self.count_noise + 1) if self.on else 0
 
     def delta_for(self, sequences: int) -> float:
         """Return delta for a silo of so many sequences (at least 1)."""

@@ -121,6 +121,8 @@ class Leases:
         self.present: dict[str, Presence] = {}
         self.waiting: dict[str, Waiting] = {}
         self.failures: dict[UnitKey, list[tuple[str, str]]] = {}  # unit -> (node, reason)
+        # Those after which a result was accepted that could not be used: they count on.
+        self.unusable: dict[UnitKey, list[tuple[str, str]]] = {}
         self.held: dict[UnitKey, set[str]] = {}  # unit -> nodes that had it, since `began`
         self.dropped: dict[str, UnitKey] = {}  # node -> unit that it began from what counts no more
         self.changes = 0  # grows whenever something changed that who gets what depends on

@@ -103,9 +103,14 @@ class Reports:
 
         Returns why the run can't go on, if it can't.
         """
+        key, leases = UnitKey.parse(unit_id), self._leases
         accepted = self._state.finished.get(unit_id)
         self._out.emit(ev.UnitRejected(now, unit_id, reason))
-        return self.failed(unit_id, accepted.node_id if accepted else "", reason)
+        leases.failures[key] = leases.unusable.pop(key, []) + leases.failures.get(key, [])
+        why = self.failed(unit_id, accepted.node_id if accepted else "", reason)
+        if not why:
+            leases.unusable[key] = list(leases.failures[key])
+        return why
 
     def _accept(self, result: Result, message: msg.Exchange, now: float) -> str:
         key = UnitKey.parse(result.unit_id)

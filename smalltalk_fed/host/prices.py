@@ -24,11 +24,12 @@ def move(manifest: RunManifest, job: PricesJob, blobs: BlobStore) -> JobFinished
     left stay as they are, and what rows count for them is passed over.
     """
     private, there = manifest.config.private, sum(job.experts, ())
+    noise = manifest.config.privacy.counts_beyond(manifest.experts)
     rows = []
     for seat, ref, heldout in zip(job.seats, job.counts, job.heldout, strict=True):
         try:
             row = decode_counts(blobs.need(ref), manifest.experts, private.count_floor)
-            if (counted := int(_shown(row).sum())) > heldout:
+            if (counted := int(_shown(row).sum())) > heldout + noise:
                 raise BadBlob(f"it counts {counted} of {heldout} held-out sequences")
         except BadBlob as error:
             key = UnitKey(UnitKind.COUNT, index=job.block, seat=seat, turn=job.turn)

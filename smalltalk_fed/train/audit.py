@@ -34,8 +34,9 @@ from smalltalk_fed.mixture.permutation import shard_ids
 from smalltalk_fed.model.state import state_from
 from smalltalk_fed.train.device import use_threads
 from smalltalk_fed.train.experts import build_expert
+from smalltalk_fed.train.routers import build_router
 from smalltalk_fed.train.scoring import score, sequence_losses
-from smalltalk_fed.train.units import ShouldStop, build_router, train_router
+from smalltalk_fed.train.units import ShouldStop, train_router
 
 
 @dataclass(frozen=True)

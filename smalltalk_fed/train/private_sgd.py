@@ -154,6 +154,8 @@ def per_sequence_gradients(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         hooks.remove_hooks()
+        for module in model.modules():
+            vars(module).pop("activations", None)  # the hooks' own; of text, if this was broken off
         for weight in model.parameters():
             for name in ("grad_sample", "_forward_counter", "_current_grad_sample"):
                 if hasattr(weight, name):

@@ -25,6 +25,7 @@ from smalltalk_fed.mixture.assignment import route
 from smalltalk_fed.model.state import state_from, write_atomically
 from smalltalk_fed.train.device import use_threads
 from smalltalk_fed.train.experts import build_expert
+from smalltalk_fed.train.routers import prefix_scores
 from smalltalk_fed.train.scoring import sequence_losses
 from smalltalk_fed.train.silo_rounds import (
     SiloBlockResult,
@@ -33,7 +34,7 @@ from smalltalk_fed.train.silo_rounds import (
     silo_block,
     silo_chunk_sequences,
 )
-from smalltalk_fed.train.silo_text import SiloText, balance, build_silo_router, prefix_scores
+from smalltalk_fed.train.silo_text import SiloText, balance, build_silo_router
 from smalltalk_fed.train.units import OnProgress, ShouldStop
 
 __all__ = [

@@ -33,14 +33,8 @@ from smalltalk_fed.train.loop import train
 from smalltalk_fed.train.plan import Stopped
 from smalltalk_fed.train.private_units import private_block
 from smalltalk_fed.train.releases import Releases
-from smalltalk_fed.train.silo_text import (
-    Rows,
-    SiloText,
-    balance,
-    build_silo_router,
-    prefix_scores,
-    without_losses,
-)
+from smalltalk_fed.train.routers import prefix_scores
+from smalltalk_fed.train.silo_text import Rows, SiloText, balance, build_silo_router, without_losses
 from smalltalk_fed.train.units import (
     OnProgress,
     ShouldStop,

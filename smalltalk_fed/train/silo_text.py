@@ -1,28 +1,21 @@
 """A silo's text and its routers: what all that is computed in a silo has in common.
 
-Rules: rows are gathered by id and never leave the functions that are given them; all routers of
-a private run start from the same weights, which the run's seed gives, so that their scores
-differ by what they have read and by nothing else.
+Rules: rows are gathered by id and never leave the functions that are given them. Routers are
+`routers`' part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
-from torch import nn
 from transformers import LlamaForCausalLM
 
 from smalltalk_fed.config.manifest import RunManifest
 from smalltalk_fed.data.loader import RowSource
 from smalltalk_fed.mixture.assignment import Assignment, assign, equal_capacity
-from smalltalk_fed.mixture.permutation import derive_key
-from smalltalk_fed.model.build import build_model
-from smalltalk_fed.model.state import state_from_bytes
-from smalltalk_fed.train.scoring import score
-from smalltalk_fed.train.units import OnProgress, ShouldStop
+from smalltalk_fed.train.routers import build_router
+from smalltalk_fed.train.units import OnProgress
 
 
 class Rows(RowSource, Protocol):
@@ -52,37 +45,7 @@ def build_silo_router(
 
     Raises Malformed when the parameters are not this run's.
     """
-    config = manifest.config
-    key = derive_key(config.run.seed, "router", "common")
-    model = build_model(config.router.model, manifest.vocabulary, config.sequence.length, key)
-    if parameters is not None:
-        state_from_bytes(model, parameters)
-    return model
-
-
-def prefix_scores(
-    manifest: RunManifest,
-    models: Sequence[nn.Module],
-    rows: Rows,
-    ids_N: np.ndarray,
-    *,
-    device: torch.device | str = "cpu",
-    on_progress: OnProgress | None = None,
-    should_stop: ShouldStop | None = None,
-) -> np.ndarray:
-    """Return the log-likelihood in nats of each prefix under each model, fp32[N, E]."""
-    config = manifest.config
-    return score(
-        models,
-        rows,
-        ids_N,
-        config.sequence.prefix,
-        batch_sequences=config.compute.score_batch,
-        dtype=config.compute.score_dtype,
-        device=device,
-        on_progress=None if on_progress is None else lambda part: on_progress(part, {}),
-        should_stop=should_stop,
-    )
+    return build_router(manifest, "common", parameters)
 
 
 def balance(manifest: RunManifest, scores_NxH: np.ndarray) -> Assignment:

@@ -26,18 +26,17 @@ from smalltalk_fed.mixture.assignment import assign, equal_capacity, route
 from smalltalk_fed.mixture.idlists import encode_experts
 from smalltalk_fed.mixture.permutation import (
     chunk_ids,
-    derive_key,
     shard_ids,
     training_order,
 )
 from smalltalk_fed.mixture.scores import encode_scores
-from smalltalk_fed.model.build import build_model
-from smalltalk_fed.model.state import state_from_bytes, state_to_bytes
+from smalltalk_fed.model.state import state_to_bytes
 from smalltalk_fed.train.checkpoint import CHECKPOINTS, CheckpointPolicy
 from smalltalk_fed.train.device import train_dtype, use_threads
 from smalltalk_fed.train.loop import train
 from smalltalk_fed.train.plan import Progress, Stopped, TrainPlan, TrainResult
-from smalltalk_fed.train.scoring import score, score_one
+from smalltalk_fed.train.routers import build_router, prefix_scores
+from smalltalk_fed.train.scoring import score_one
 
 OnProgress = Callable[[float, dict[str, float]], None]  # fraction 0..1, figures
 ShouldStop = Callable[[], bool]
@@ -61,19 +60,6 @@ class ShardResult:
     experts: bytes
     figures: dict[str, float]
     prices: np.ndarray
-
-
-def build_router(manifest: RunManifest, expert: int, parameters: bytes | None) -> LlamaForCausalLM:
-    """Build router `expert` with these parameters; None: as it is before the first round.
-
-    Raises Malformed when the parameters are not this run's.
-    """
-    config = manifest.config
-    key = derive_key(config.run.seed, "router", expert)
-    model = build_model(config.router.model, manifest.vocabulary, config.sequence.length, key)
-    if parameters is not None:
-        state_from_bytes(model, parameters)
-    return model
 
 
 def router_round(
@@ -202,15 +188,13 @@ def shard(
         bounds = manifest.shard_range(index)
         ids = shard_ids(config.run.seed, manifest.train_sequences, *bounds)
     there = {e: parameters for e, parameters in enumerate(routers) if parameters is not None}
-    scores_NxP = score(
+    scores_NxP = prefix_scores(
+        manifest,
         [build_router(manifest, e, parameters) for e, parameters in there.items()],
         split,
         ids,
-        config.sequence.prefix,
-        batch_sequences=config.compute.score_batch,
-        dtype=config.compute.score_dtype,
         device=device,
-        on_progress=None if on_progress is None else lambda part: on_progress(part, {}),
+        on_progress=on_progress,
         should_stop=should_stop,
     )
     prices_E, figures = np.zeros(len(routers)), {}

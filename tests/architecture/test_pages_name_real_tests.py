@@ -13,7 +13,7 @@ BENCHMARK = re.compile(r"`(benchmarks/[a-z0-9_]+\.py)")
 CODE = re.compile(r"`(?!\w+/test_)((?:smalltalk_fed|coordinator|node|docs)/[A-Za-z0-9_./-]+)`")
 
 
-@pytest.mark.parametrize("page", ["docs/survival.md", "docs/threat-model.md"])
+@pytest.mark.parametrize("page", ["docs/privacy.md", "docs/survival.md", "docs/threat-model.md"])
 def test_every_test_and_benchmark_that_is_named_exists(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     tests = {f"tests/{name}.py" for name in TEST.findall(text)}

@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.core_world import FakeNode, World, blob
-from support.silo_world import private_manifest, silo, steps, three_silos, work, work_until
+from support.core_world import World, blob
+from support.silo_world import (
+    about,
+    accepted,
+    gone_at,
+    private_manifest,
+    silo,
+    steps,
+    three_silos,
+    withdraw,
+    work,
+    work_until,
+)
 
 from smalltalk_fed.core import job_messages as jmsg
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core import silos
-from smalltalk_fed.core.events import UnitAccepted
 from smalltalk_fed.core.handout import unit
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.core.seats import waiting_for
-from smalltalk_fed.core.silo_events import ExpertWithdrawn
 from smalltalk_fed.core.snapshot import from_json, to_json
 from smalltalk_fed.core.units import UnitKey
 from smalltalk_fed.core.withdrawal_book import serves
@@ -26,26 +35,6 @@ from smalltalk_fed.errors import Forbidden, Malformed, Refused
 @pytest.fixture
 def world() -> World:
     return World(private_manifest())
-
-
-def accepted(world: World) -> list[str]:
-    return [event.unit_id for event in world.journal if isinstance(event, UnitAccepted)]
-
-
-def gone_at(world: World) -> int:
-    """How many results there were when the first expert left."""
-    at = next(i for i, event in enumerate(world.journal) if isinstance(event, ExpertWithdrawn))
-    return sum(isinstance(event, UnitAccepted) for event in world.journal[:at])
-
-
-def about(unit_ids: list[str], seat: int, experts: tuple[int, ...]) -> list[str]:
-    """Those that are of this seat or of these experts."""
-    keys = [UnitKey.parse(unit_id) for unit_id in unit_ids]
-    return [key.unit_id for key in keys if key.seat == seat or key.expert in experts]
-
-
-def withdraw(world: World, node: FakeNode, *experts: int) -> None:
-    world.ask(msg.Withdraw(experts, node.node_id, True))
 
 
 # ----------------------------------------------------------------------------- a whole silo
@@ -85,6 +74,7 @@ def test_its_unit_is_dropped_and_what_comes_of_it_does_not_count(world: World) -
     a, b, c = three_silos(world)
     work_until(world, [a, b, c], "silo_block/1/1")
     withdraw(world, b)
+    assert b.node_id not in world.coordinator.leases.by_node
     beat = b.beat()
     assert beat is not None
     assert beat.cancel == "silo_block/1/1"
@@ -209,86 +199,6 @@ def test_shares_of_the_others_stay_as_they_were(world: World) -> None:
     assert sum(before.weights) == pytest.approx(1)
 
 
-# ------------------------------------------------------------------- one of a silo's experts
-
-
-def test_a_block_is_begun_again_when_one_of_its_experts_leaves(world: World) -> None:
-    _a, _b, c = nodes = three_silos(world)
-    work_until(world, nodes, "silo_block/2/1")
-    with_both = c.result()
-    withdraw(world, c, 3)
-    beat = c.beat()
-    assert beat is not None
-    assert beat.cancel == "silo_block/2/1"
-    with pytest.raises(Refused, match=r"router-3, of an expert that was withdrawn meanwhile"):
-        c.poll(finished=with_both)
-    c.unit = None
-    c.poll()
-    assert c.unit is not None
-    assert (c.unit.unit_id, c.unit.withdrawn) == ("silo_block/2/1", (3,))
-    assert [ref.name for ref in c.result().outputs] == ["router-2"]
-    work_until(world, nodes, "silo_block/2/2")
-    assert c.unit is not None
-    assert [ref.name for ref in c.unit.inputs] == ["router-2"]
-    work_until(world, nodes, "train_expert/2")
-    # All of its text is the other's.
-    assert [ref.name for ref in c.unit.inputs] == ["router-2"]
-    assert c.unit.weights[2] == pytest.approx(1 / 3)
-    work(world, nodes, "finished")
-    assert "train_expert/3" not in accepted(world)
-
-
-def test_a_block_that_counted_may_be_said_again_after_one_of_its_experts_left(
-    world: World,
-) -> None:
-    _a, _b, c = nodes = three_silos(world)
-    work_until(world, nodes, "silo_block/2/1")
-    with_both = c.result()
-    c.done()
-    withdraw(world, c, 3)
-    order = c.poll(finished=with_both, wants_work=False)
-    assert order is not None
-    assert order.accepted == "silo_block/2/1"
-
-
-def test_text_that_was_divided_stays_divided(world: World) -> None:
-    a, _b, c = nodes = three_silos(world)
-    work_until(world, nodes, "train_expert/2")
-    before = c.unit
-    router = silos.router(world.coordinator.state, 3, 2)
-    withdraw(world, c, 3)
-    assert unit(world.coordinator.state, UnitKey.parse("train_expert/2")) == before
-    assert router.digest in needed_blobs(world.coordinator.state)
-    assert silos.may_read(world.coordinator.state, c.node_id, router.digest)
-    assert not silos.may_read(world.coordinator.state, a.node_id, router.digest)
-    c.done()
-    work(world, nodes, "evaluating")
-    assert router.digest in world.released
-    assert router.digest not in needed_blobs(world.coordinator.state)
-    work(world, nodes, "finished")
-
-
-def test_when_the_last_of_a_silos_experts_leaves_its_counts_go_too(world: World) -> None:
-    a, b, c = nodes = three_silos(world)
-    work_until(world, nodes, "silo_block/2/2")
-    count = world.coordinator.state.finished["count/2/1/0"].outputs[0]
-    withdraw(world, c, 2)
-    assert count.digest in needed_blobs(world.coordinator.state)
-    withdraw(world, c)
-    assert sorted(world.coordinator.state.withdrawn) == [2, 3]
-    assert count.digest in world.released
-    work(world, [a, b], "finished")
-
-
-def test_two_that_leave_together_take_the_silos_counts_along(world: World) -> None:
-    _, _, c = nodes = three_silos(world)
-    work_until(world, nodes, "silo_block/2/2")
-    count = world.coordinator.state.finished["count/2/1/0"].outputs[0]
-    withdraw(world, c)
-    gone = [event for event in world.journal if isinstance(event, ExpertWithdrawn)]
-    assert [count.digest in event.blobs for event in gone] == [True, True]
-
-
 # ------------------------------------------------------------------------ what still counts
 
 
@@ -321,24 +231,6 @@ def test_each_form_in_which_a_count_may_be_in_work_is_known(world: World) -> Non
         forms.insert(0, unit(state, key))
     assert forms[1:] == silos.earlier_forms(state, key)
     assert [form.withdrawn for form in forms] == [(1, 3), (1,), ()]
-
-
-def test_public_text_is_divided_among_who_is_left() -> None:
-    world = World(private_manifest(public_sequences=25))
-    a, b, c = nodes = three_silos(world)
-    work(world, nodes, "sharding")
-    a.look() or a.poll()
-    begun = a.unit
-    withdraw(world, b)
-    a.done()  # counts as it is
-    assert begun is not None
-    assert begun.unit_id in accepted(world)
-    c.look() or c.poll()
-    assert c.unit is not None
-    left = [key for key in world.coordinator.state.open if key != c.unit.key]
-    given = unit(world.coordinator.state, left[0])
-    assert [ref.name for ref in given.inputs] == ["router-0", "router-2", "router-3"]
-    work(world, [a, c], "finished", turns=1000)  # b has a slice till its lease ends
 
 
 # ------------------------------------------------------------------------------- who, when

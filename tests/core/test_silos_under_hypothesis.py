@@ -20,7 +20,7 @@ from support.silo_world import private_manifest, silo, steps
 from smalltalk_fed.config.private import seat_of
 from smalltalk_fed.core import messages as msg
 from smalltalk_fed.core.events import UnitAccepted
-from smalltalk_fed.core.handout import unit
+from smalltalk_fed.core.handout import forms, unit
 from smalltalk_fed.core.phases import Phase
 from smalltalk_fed.core.retention import needed_blobs
 from smalltalk_fed.core.seats import node_of
@@ -38,14 +38,20 @@ class SiloRuns(Steps):
         public=st.sampled_from([0, 25]),
         leavers=st.sets(st.integers(0, 3), max_size=2) | st.sets(st.integers(0, 3)),
         begun=st.integers(0, 12),
+        at_once=st.booleans(),
     )
-    def begin(self, share: str, public: int, leavers: set[int], begun: int) -> None:
-        """`leavers`: experts that may leave; `begun`: units that each silo has done by then."""
+    def begin(self, share: str, public: int, leavers: set[int], begun: int, at_once: bool) -> None:
+        """`leavers`: experts that may leave; `begun`: units that each silo has done by then.
+
+        `at_once`: one of them leaves then.
+        """
         self.world, self.leavers = World(private_manifest(public)), sorted(leavers)
         self.nodes = [silo(self.world, name, share=share).join() for name in "abc"]
         for _ in range(begun):
             for which in range(3):
                 self.finish(which, 1)
+        if at_once and self.leavers:
+            self.withdraw(begun, True)
 
     @rule(which=NODES, units=st.integers(1, 4))
     def finish(self, which: int, units: int) -> None:
@@ -115,6 +121,24 @@ class SiloRuns(Steps):
             assert key.seat < 0 or set(own) - set(state.withdrawn)
 
     @invariant()
+    def counts_and_slices_in_work_are_known_as_they_were_handed_out(self) -> None:
+        """Or what comes of them would be refused, and a silo asked again."""
+        state, leases = self.world.coordinator.state, self.world.coordinator.leases
+        for node in self.nodes:
+            lease, there = leases.by_node.get(node.node_id), node.unit
+            at_it = there and lease and lease.key == there.key and there.key in state.open
+            if there and at_it and there.key.kind in (UnitKind.COUNT, UnitKind.SHARD):
+                assert there in forms(state, there.key, there.start_step)
+
+    @invariant()
+    def of_a_silo_that_left_no_router_is_needed(self) -> None:
+        state, config = self.world.coordinator.state, self.world.manifest.config
+        names = {ref.name for ref in needed_blobs(state).values()}
+        staying = {seat_of(config, e) for e in range(4) if e not in state.withdrawn}
+        for e in state.withdrawn:
+            assert seat_of(config, e) in staying or f"router-{e}" not in names
+
+    @invariant()
     def what_is_needed_is_not_released(self) -> None:
         assert not set(self.world.released) & set(needed_blobs(self.world.coordinator.state))
 
@@ -127,11 +151,12 @@ class SiloRuns(Steps):
         state = self.world.coordinator.state
         nobody = len(state.withdrawn) == state.experts
         assert state.phase is Phase.FINISHED or nobody
+        assert len(steps(self.world.journal)) == 4 or nobody
 
 
 TestSilos = SiloRuns.TestCase
 TestSilos.settings = settings(
-    max_examples=16,
+    max_examples=30,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -22,8 +22,8 @@ from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.data.packs import unpack_small
 from smalltalk_fed.mixture.permutation import chunk_ids
 from smalltalk_fed.mixture.scores import encode_scores
+from smalltalk_fed.train.routers import build_router
 from smalltalk_fed.train.scoring import score_one
-from smalltalk_fed.train.units import build_router
 from smalltalk_fed.wire.egress_record import (
     Sent,
     Upload,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,11 @@ from support.silo_run import run_silos
 from smalltalk_fed.core.events import UnitAccepted
 from smalltalk_fed.core.silo_events import SeatTaken
 from smalltalk_fed.data.corpus import TokenCorpus
-from smalltalk_fed.flower.turns import Question
+from smalltalk_fed.errors import Refused, Unauthenticated
+from smalltalk_fed.flower.arrival import UNUSABLE_TEXT
+from smalltalk_fed.flower.node_turn import take_turn
+from smalltalk_fed.flower.settings import NodeSettings
+from smalltalk_fed.flower.turns import Order, Question
 from smalltalk_fed.mixture.package import present_experts, read_mixture
 
 
@@ -71,6 +76,14 @@ def test_a_silo_is_sent_the_tokenizer_once(silo_messages: ThreadGrid, silos: Sil
         ]
 
 
+def test_scores_of_the_text_are_gone_from_the_node_when_the_run_has_ended(
+    silo_messages: ThreadGrid, silos: SiloStage
+) -> None:
+    for name in SILOS:
+        left = {path.name for path in (silos.path / name / "work").glob("*/*")}
+        assert left <= {"metrics"}
+
+
 def test_silos_evaluate_in_flowers_evaluate(silo_messages: ThreadGrid) -> None:
     assert sum(kind == "evaluate" for _, kind, _ in silo_messages.sent) == len(SILOS)
 
@@ -100,6 +113,24 @@ def test_a_silo_that_lost_its_tokens_makes_them_again_and_goes_on(
     grid = stage.play(fault)
     assert stage.came() == native
     assert sum((n, kind) == (102, "query.join") for n, kind, _ in grid.sent) == 3
+
+
+def test_no_turn_is_done_on_another_text_than_the_one_that_took_the_seat(
+    silo_messages: ThreadGrid, tmp_path: Path
+) -> None:
+    node, _, records = next(sent for sent in silo_messages.sent if sent[1] == "train")
+    order = Order.from_records(records)
+    settings = NodeSettings.of(silo_messages.nodes[node], {})
+    shutil.copytree(settings.folder, tmp_path / "node")
+    settings = replace(settings, folder=tmp_path / "node")
+    file = settings.folder / "flower-runs.json"
+    # Of an earlier process: refused for that, and not for its text.
+    with pytest.raises(Unauthenticated, match="the assignment of"):
+        take_turn(settings, replace(order, incarnation=order.incarnation + 1))
+    ((run_id, seen),) = json.loads(file.read_text()).items()
+    file.write_text(json.dumps({run_id: seen | {"text_digest": "0" * 64}}))
+    with pytest.raises(Refused, match=UNUSABLE_TEXT):
+        take_turn(settings, order)
 
 
 @pytest.mark.slow  # `test_lost_turns_and_nodes` is the quick one, of text that is shared

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from flwr.app import RecordDict
 from support.flower_runs import FlowerStage, events
 
+from smalltalk_fed.core.catalogue import size_limit
 from smalltalk_fed.core.events import NodeEnrolled, UnitAccepted
+from smalltalk_fed.core.units import BlobRef
 from smalltalk_fed.data.corpus import TokenCorpus
 from smalltalk_fed.errors import Refused, Unauthenticated
 from smalltalk_fed.flower.node_turn import take_turn
 from smalltalk_fed.flower.settings import NodeSettings
 from smalltalk_fed.flower.turns import Order, Report
+from smalltalk_fed.host.blobs import BlobStore
 from smalltalk_fed.proto.v1 import smalltalk_pb2 as pb
 
 QUIET = {"audit": {"rate": 0.0}, "run": {"lease_s": 2.0}}
@@ -109,6 +113,44 @@ def test_bytes_that_are_not_those_of_the_digest_do_not_count(stage: FlowerStage)
         for event in events(stage.folder)
         if isinstance(event, UnitAccepted)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("audit", "has no output 'audit'"), ("parameters", "bytes; the run allows")]
+)
+def test_what_nobody_asked_for_or_is_too_large_is_not_kept(
+    stage: FlowerStage,
+    name: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nobody audits in this run, and `parameters` have a largest size."""
+    limit = size_limit(stage.folder.manifest, "parameters")
+    data = b"of no use" if name == "audit" else bytes(limit + 1)
+    digest, put, kept = sha256(data), BlobStore.put, set()
+
+    def noting(self: BlobStore, name: str, data: bytes) -> BlobRef:
+        kept.add(sha256(data).hexdigest())
+        return put(self, name, data)
+
+    def smuggle(records: RecordDict) -> RecordDict:
+        report = Report.from_records(records)
+        said = pb.ExchangeRequest.FromString(report.exchange)
+        outputs = said.finished.outputs
+        ref = next((each for each in outputs if each.name == name), None) or outputs.add()
+        ref.name, ref.digest, ref.size = name, digest.digest(), len(data)
+        blobs = {**report.blobs, digest.hexdigest(): data}
+        return replace(report, exchange=said.SerializeToString(), blobs=blobs).to_records()
+
+    monkeypatch.setattr(BlobStore, "put", noting)
+    grid = stage.play(alter=only(101, "train", smuggle))
+    turns = [records for n, kind, records in grid.received if (n, kind) == (101, "train")]
+    assert any(digest.hexdigest() in Report.from_records(records).blobs for records in turns)
+    assert digest.hexdigest() not in kept
+    assert kept
+    assert says in capsys.readouterr().err
+    assert done_by(stage) <= {"a", "b"}
 
 
 def test_a_node_with_another_corpus_is_told_so(

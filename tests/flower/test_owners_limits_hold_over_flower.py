@@ -62,18 +62,27 @@ def test_a_run_that_they_do_not_allow_is_told_so(
     assert any(sentence in why for why in refusals(grid))
 
 
-def test_a_node_whose_hours_end_gives_its_unit_back(stage: FlowerStage) -> None:
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (f'hours = "{closed_hours()}"', "outside the hours"),
+        ("memory_gb = 0.001", "this node may use 0.001 GB"),
+    ],
+)
+def test_a_node_that_may_do_no_more_gives_its_unit_back(
+    stage: FlowerStage, line: str, sentence: str
+) -> None:
     """No unit fails for it: another node gets it, and the run goes on."""
 
     def fault(node: int, kind: str, number: int) -> Error | None:
         if (node, kind, number) == (101, "train", 1):
-            limit(stage, "a", f'hours = "{closed_hours()}"')
+            limit(stage, "a", line)
         return None
 
     grid = stage.play(fault)
     assert done_by(stage) == {"a", "b"}
     assert sum((n, kind) == (101, "train") for n, kind, _ in grid.sent) == 2
-    assert any("outside the hours" in why for why in refusals(grid))
+    assert any(sentence in why for why in refusals(grid))
 
 
 def test_the_limits_are_the_owners_file(stage: FlowerStage) -> None:

@@ -53,6 +53,8 @@ def test_a_supernodes_owner_names_its_folder_and_corpus() -> None:
     run = {"run-dir": "/run", "corpus": "/of/the/run", "node-dir": "/nodes"}
     with pytest.raises(SmalltalkError, match="--node-config 'dir="):
         NodeSettings.of({}, run)
+    with pytest.raises(SmalltalkError, match="--node-config 'dir="):
+        NodeSettings.of({"corpus": "/my/corpus"}, run)
     settings = NodeSettings.of({"dir": "/mine", "corpus": "/my/corpus", "name": "n1"}, run)
     assert (settings.folder, settings.corpus) == (Path("/mine"), Path("/my/corpus"))
 

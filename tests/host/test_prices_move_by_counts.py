@@ -9,6 +9,7 @@ import pytest
 from support.silo_world import private_manifest
 
 from smalltalk_fed.config.manifest import RunManifest
+from smalltalk_fed.config.privacy import PrivacySection
 from smalltalk_fed.config.private import seat_experts
 from smalltalk_fed.core.job_messages import JobFailed, JobFinished, PricesJob
 from smalltalk_fed.core.units import BlobRef
@@ -65,6 +66,22 @@ def test_a_row_that_cannot_be_used_is_named(
     failed = run_job(manifest, job, tmp_path)
     assert isinstance(failed, JobFailed)
     assert failed.culprit == "count/1/1/0"
+
+
+def test_under_noise_a_row_may_count_more_than_is_held_out(
+    manifest: RunManifest, tmp_path: Path
+) -> None:
+    """A silo gives each answer once: what is refused would come again for ever."""
+    privacy = PrivacySection(router_noise=1.0, count_noise=5.0)
+    noised = manifest.model_copy(
+        update={"config": manifest.config.model_copy(update={"privacy": privacy})}
+    )
+    good, blobs = [encode_counts(row) for row in rows()], BlobStore(tmp_path)
+    most = 40 + 4 * 46  # each of four counts by nine deviations, rounded
+    for counted, ends in ((most, JobFinished), (most + 10, JobFailed)):
+        row = encode_counts(np.array([counted // 10 * 10, WITHHELD, WITHHELD, WITHHELD], np.uint32))
+        done = run_job(noised, job_over(blobs, [row, *good[1:]]), tmp_path)
+        assert isinstance(done, ends)
 
 
 def test_of_who_has_left_nothing_is_counted_and_the_price_stays(

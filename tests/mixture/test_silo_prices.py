@@ -72,6 +72,7 @@ GOOD = encode_counts(withhold([25, 3, 100], 10))
         (b"", "has 24 bytes, got 0"),
         (GOOD + b"x", "has 24 bytes, got 25"),
         (b"STSB" + GOOD[4:], "header"),
+        (GOOD[:5] + b"\0x\0" + GOOD[8:], "header"),  # no room for anything else
         (GOOD[:4] + b"\x02" + GOOD[5:], "version 2"),
         (GOOD[:8] + b"\x04\0\0\0" + GOOD[12:], "4 counts where 3"),
         (GOOD[:12] + b"\x19\0\0\0" + GOOD[16:], "holds 25, but"),

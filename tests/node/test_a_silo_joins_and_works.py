@@ -20,7 +20,7 @@ from smalltalk_fed.errors import DataError
 from smalltalk_fed.mixture.silo_prices import WITHHELD, decode_counts
 from smalltalk_fed.worksite.limits import Limits
 
-FLOOR = 10
+FLOOR = 6  # no two multiples of it add up to HELDOUT: exact counts would be seen
 
 
 def private_manifest(vocabulary: int = VOCABULARY) -> RunManifest:

@@ -225,3 +225,8 @@ def test_without_the_expert_nothing_is_dialled(
     folder.file("manifest.json").write_bytes(served.folder.manifest.to_bytes())
     with pytest.raises(UserError, match=says):
         Serving(folder, Options(device="cpu"), experts=experts)
+
+
+def test_of_those_that_are_named_each_must_be_here(folder: NodeFolder) -> None:
+    with pytest.raises(UserError, match="has no expert 1 of this run; it has 0"):
+        Serving(folder, Options(device="cpu"), experts=(0, 1))

@@ -6,7 +6,7 @@ import contextlib
 import json
 from typing import Any
 
-from support.core_world import FakeNode, World, make_manifest
+from support.core_world import FakeNode, World, honest, make_manifest
 
 from smalltalk_fed.core.events import AuditOpened, AuditSettled, Event, NodeQuarantined
 from smalltalk_fed.core.phases import Phase
@@ -90,3 +90,22 @@ def sound(world: World) -> None:
         fresh.coordinator.apply(event)
     assert fresh.coordinator.state == state
     assert from_json(world.manifest, json.loads(json.dumps(to_json(state)))) == state
+
+
+def all_honest(world: World) -> bool:
+    """Whether what counts in the end is what it should be."""
+    return all(
+        accepted.outputs == honest(world.manifest, unit_id)
+        for unit_id, accepted in world.coordinator.state.finished.items()
+        if not unit_id.startswith("audit")
+    )
+
+
+def reach(world: World, nodes: list[FakeNode], phase: Phase) -> None:
+    """Let the nodes work until the run is in a phase."""
+    for _ in range(80):
+        if world.coordinator.state.phase is phase:
+            return
+        turn(nodes)
+        world.advance(1.0)
+    raise AssertionError(f"{phase} was not reached")

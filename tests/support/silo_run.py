@@ -37,13 +37,15 @@ WEIGHTS = ("operator", "never", "public")  # by seat
 Between = Callable[["Silo", Unit, Result], Awaitable[str]]
 
 
-def make_folder(path: Path, addresses: Addresses = ADDRESSES, now: float = 1.0) -> RunFolder:
-    """A run of four experts on three seats."""
+def make_folder(
+    path: Path, addresses: Addresses = ADDRESSES, now: float = 1.0, **changes: dict[str, object]
+) -> RunFolder:
+    """A run of four experts on three seats; `changes` are tables of run.toml."""
     tokenizer = path / "tokenizer.json"
     vocabulary = {f"t{index}": index for index in range(VOCABULARY)}
     tokenizer.write_text(json.dumps({"model": {"vocab": vocabulary}}))
     optimizer = {"learning_rate": 0.01, "clip": 1.0}
-    table = {
+    table: dict[str, dict[str, object]] = {
         "run": {"experts": 4, "regime": "private", "poll_s": 1.0},
         "sequence": {"length": LENGTH, "prefix": 8},
         "router": {
@@ -62,6 +64,8 @@ def make_folder(path: Path, addresses: Addresses = ADDRESSES, now: float = 1.0) 
         },
         "compute": {"threads": 1, "score_batch": 16},
     }
+    for section, values in changes.items():
+        table[section] = table.get(section, {}) | values
     config = parse_config(table, "test")
     return RunFolder.create(path / "run", config, "", tokenizer, addresses, now)
 

@@ -8,8 +8,10 @@ from support.core_world import FakeNode, World
 
 from smalltalk_fed.config.loading import parse_config
 from smalltalk_fed.config.manifest import CorpusManifest, RunManifest, make_private_manifest
-from smalltalk_fed.core.events import Event
-from smalltalk_fed.core.silo_events import PricesMoved
+from smalltalk_fed.core import messages as msg
+from smalltalk_fed.core.events import Event, UnitAccepted
+from smalltalk_fed.core.silo_events import ExpertWithdrawn, PricesMoved
+from smalltalk_fed.core.units import UnitKey
 
 NAMES = "abc"
 
@@ -101,3 +103,25 @@ def work_until(world: World, nodes: list[FakeNode], unit_id: str) -> None:
 def steps(journal: list[Event]) -> list[tuple[int, int]]:
     """The steps of which the prices moved, in their order."""
     return [(e.block, e.turn) for e in journal if isinstance(e, PricesMoved)]
+
+
+def accepted(world: World) -> list[str]:
+    """Units of which a result counted, in the order in which they came in."""
+    return [event.unit_id for event in world.journal if isinstance(event, UnitAccepted)]
+
+
+def gone_at(world: World) -> int:
+    """How many results there were when the first expert left."""
+    at = next(i for i, event in enumerate(world.journal) if isinstance(event, ExpertWithdrawn))
+    return sum(isinstance(event, UnitAccepted) for event in world.journal[:at])
+
+
+def about(unit_ids: list[str], seat: int, experts: tuple[int, ...]) -> list[str]:
+    """Those that are of this seat or of these experts."""
+    keys = [UnitKey.parse(unit_id) for unit_id in unit_ids]
+    return [key.unit_id for key in keys if key.seat == seat or key.expert in experts]
+
+
+def withdraw(world: World, node: FakeNode, *experts: int) -> None:
+    """The owner of experts takes them out; all that are its, if none is named."""
+    world.ask(msg.Withdraw(experts, node.node_id, True))

@@ -21,8 +21,9 @@ from smalltalk_fed.model.state import state_from_file, state_to_bytes
 from smalltalk_fed.train.audit import Auditor
 from smalltalk_fed.train.experts import build_expert, train_expert
 from smalltalk_fed.train.plan import Stopped
+from smalltalk_fed.train.routers import build_router
 from smalltalk_fed.train.scoring import score, sequence_losses
-from smalltalk_fed.train.units import build_router, router_round, shard
+from smalltalk_fed.train.units import router_round, shard
 
 SHARE, SAMPLE = np.arange(0, 40, 2), 123456789
 

@@ -60,10 +60,27 @@ def test_an_empty_batch_sums_to_nothing():
     assert all(bool((total == 0).all()) for total in sums_of(small_model(), Rows(3), [], 8, 1.0))
 
 
+def attached(model):
+    """What is attached to modules and weights: hooks, attributes, gradients."""
+    modules = [
+        (name, sorted(vars(module)), [len(x) for key, x in vars(module).items() if "hooks" in key])
+        for name, module in model.named_modules()
+    ]
+    weights = [(name, sorted(vars(w)), w.grad is None) for name, w in model.named_parameters()]
+    return modules + weights
+
+
 def test_the_hooks_leave_no_trace(fast_optimizer):
     plan, rows = TrainPlan(fast_optimizer, 3, 4, 8), Rows(12)
     watched, plain = small_model(), small_model()
-    sums_of(watched, rows, range(4), 8, 1.0)
+    before = attached(watched)
+    with per_sequence_gradients(watched):
+        assert attached(watched) != before
+        clipped_sums(watched, rows, np.arange(4), 8, 1.0, CPU)
+    assert attached(watched) == before
+    with pytest.raises(KeyboardInterrupt), per_sequence_gradients(watched):
+        raise KeyboardInterrupt
+    assert attached(watched) == before
     for model in (watched, plain):
         train(model, rows, np.arange(12), plan=plan, device=CPU)
     assert state_to_bytes(watched) == state_to_bytes(plain)

@@ -95,4 +95,5 @@ def test_a_damaged_answer_is_not_made_anew(tmp_path):
 def test_inputs_are_told_apart_by_name_and_bytes():
     assert inputs_digest({"a": b"1", "b": b"2"}) == inputs_digest({"b": b"2", "a": b"1"})
     different = [{"a": b"1", "b": b"2"}, {"a": b"2", "b": b"1"}, {"a": b"12"}, {"ab": b"12"}, {}]
+    different += [{"a": b"1b2"}, {"ab": b"2"}, {"a": b"b2"}]
     assert len({inputs_digest(inputs) for inputs in different}) == len(different)

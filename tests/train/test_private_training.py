@@ -16,6 +16,7 @@ from smalltalk_fed.train.private_sgd import PrivatePlan, train_privately
 from smalltalk_fed.train.secret_noise import SecretNoise
 
 KEY = bytes(32)
+KEYS = [bytes([n] * 32) for n in range(20)]
 SETTINGS = Optimizer(learning_rate=0.02, schedule="constant", warmup_steps=2)
 
 
@@ -97,9 +98,16 @@ def test_without_noise_and_clip_it_learns():
     assert model(torch.arange(16)[None]).logits[0, :7].argmax(dim=1).tolist() == [*range(1, 8)]
 
 
-def test_most_batches_may_be_empty():
-    model, result = trained(steps=8, batch=1, sequences=60, key=KEY)
+def test_most_batches_may_be_empty_and_such_a_step_is_noise_alone():
+    """A step that is left out would tell that nothing was drawn."""
+    draws = SecretNoise(KEY)
+    sizes = [len(draws.chosen(60, 1 / 60)) for _ in range(8)]
+    assert 0 in sizes
+    _, result = trained(steps=8, batch=1, sequences=60, key=KEY)
     assert result.finished
+    nothing = next(key for key in KEYS if not len(SecretNoise(key).chosen(60, 1 / 60)))
+    model, result = trained(steps=1, batch=1, sequences=60, key=nothing)
+    assert (result.finished, result.step) == (True, 1)
     assert state_to_bytes(model) != state_to_bytes(small_model(1))
 
 

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
+from smalltalk_fed.config.privacy import PrivacySection
 from smalltalk_fed.errors import Refused
 from smalltalk_fed.model.state import state_to_bytes
 from smalltalk_fed.train.plan import Stopped
 from smalltalk_fed.train.privacy_cost import counts_spent, routers_spent
+from smalltalk_fed.train.private_sgd import PrivatePlan, train_privately
 from smalltalk_fed.train.private_units import (
     COUNTS,
     STEPS,
@@ -15,9 +18,12 @@ from smalltalk_fed.train.private_units import (
     release_limits,
 )
 from smalltalk_fed.train.releases import Releases
-from smalltalk_fed.train.units import build_router
+from smalltalk_fed.train.routers import build_router
+from smalltalk_fed.train.secret_noise import SecretNoise, noised_counts
+from smalltalk_fed.train.units import router_optimizer
 from smalltalk_fed.wire.egress import figure_is_declared
 
+KEY = bytes(range(32))
 SEEN = (40, 40, 20)  # sequences that three blocks train on: 5, 5 and 3 steps of 8
 
 
@@ -54,6 +60,33 @@ def test_blocks_go_on_from_each_other_and_tell_what_was_spent(manifest, corpus, 
     assert figures["steps"] == 3
     assert all(figure_is_declared(name) for name in figures)
     assert not any("loss" in name for name in figures)
+
+
+@pytest.mark.parametrize(("expected", "batch", "steps"), [(0, 8, 5), (20, 20, 2)])
+def test_noise_clip_and_batches_are_those_that_epsilon_is_told_for(
+    make_run, corpus, expected, batch, steps
+):
+    privacy = {"router_noise": 1.5, "router_clip": 0.7, "expected_batch": expected}
+    manifest = make_run(run={"regime": "private"}, privacy=privacy)
+    data, figures = block(manifest, corpus, 1, noise=SecretNoise(KEY))
+    by_hand, config = build_router(manifest, 0, None), manifest.config
+    optimizer = router_optimizer(config.router.optimizer, steps)
+    plan = PrivatePlan(optimizer, steps, batch, 8, noise=1.5, clip=0.7)
+    train_privately(
+        by_hand, corpus.train, 96, plan=plan, device=torch.device("cpu"), noise=SecretNoise(KEY)
+    )
+    assert data == state_to_bytes(by_hand)
+    told = PrivacySection(router_noise=1.5)
+    assert figures["epsilon"] == routers_spent(told, batch, 96, steps).epsilon
+
+
+def test_the_noise_on_counts_is_what_epsilon_is_told_for(manifest):
+    exact = np.array([500, 20])
+    row, figures = private_counts(
+        manifest, "count/0/1/0", 520, {}, lambda: exact, noise=SecretNoise(KEY)
+    )
+    assert row.tolist() == noised_counts(exact, 5.0, SecretNoise(KEY)).tolist()
+    assert figures == counts_spent(PrivacySection(count_noise=5.0), 520, 1).figures
 
 
 def test_a_block_that_is_asked_for_again_is_not_trained_again(manifest, corpus, releases):

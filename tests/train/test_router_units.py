@@ -14,8 +14,9 @@ from smalltalk_fed.mixture.permutation import chunk_ids, shard_ids
 from smalltalk_fed.mixture.scores import decode_scores
 from smalltalk_fed.model.state import state_from_bytes, state_to_bytes
 from smalltalk_fed.train.plan import Stopped
+from smalltalk_fed.train.routers import build_router
 from smalltalk_fed.train.scoring import score, score_one
-from smalltalk_fed.train.units import build_router, router_optimizer, router_round, shard
+from smalltalk_fed.train.units import router_optimizer, router_round, shard
 
 SHARE = np.array([40, 3, 91, 17, 5, 22, 60, 61, 13, 77, 31, 8, 50, 49, 2, 90, 66, 11, 35, 29])
 

@@ -103,6 +103,16 @@ def test_an_expert_learns_its_silos_text_and_says_nothing_of_few_sequences(corpu
     assert not {"loss_first", "loss_last"} & set(figures)
 
 
+@pytest.mark.parametrize(("floor", "said"), [(96, True), (97, False)])
+def test_of_few_sequences_in_all_it_says_no_mean(corpus, tmp_path, floor, said):
+    """12 steps of 8."""
+    manifest = private_run(2, private={"count_floor": floor})
+    _, figures = train_silo_expert(
+        manifest, by_kind(corpus)[0], 0, np.arange(48), 0.5, tmp_path / str(floor)
+    )
+    assert {name for name in figures if "loss" in name} == ({"loss_mean"} if said else set())
+
+
 def test_progress_has_no_losses(corpus, tmp_path):
     heard = []
     train_silo_expert(

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from support.silos import by_kind, private_run
 
 from smalltalk_fed.errors import Refused
 from smalltalk_fed.mixture.silo_prices import WITHHELD, withhold
 from smalltalk_fed.train.private_em import run_private_em
 from smalltalk_fed.train.private_units import COUNTS, STEPS
-from smalltalk_fed.train.silo import count_wins, silo_block
+from smalltalk_fed.train.silo import build_silo_router, count_wins, silo_block
 from smalltalk_fed.train.silo_counts import silo_counts, silo_releases
 
 
@@ -42,6 +43,18 @@ def test_a_block_is_noised_and_given_once(manifest, silos, tmp_path):
     assert not any("loss" in name for name in first.figures)
 
 
+def test_a_block_goes_on_from_the_router_of_the_block_before(silos, routers):
+    """So slowly that what it began with is to be seen under the noise."""
+    optimizer = {"learning_rate": 1e-7, "schedule": "constant"}
+    slow = private_run(
+        2, privacy={"router_noise": 1.0, "count_noise": 2.0}, router={"optimizer": optimizer}
+    )
+    after = silo_block(slow, 0, silos[0], 2, {0: routers[0]}).parameters[0]
+    start, end, fresh = (build_silo_router(slow, 0, data) for data in (routers[0], after, None))
+    assert torch.dist(start.lm_head.weight, fresh.lm_head.weight) > 0.1
+    assert 0 < torch.dist(start.lm_head.weight, end.lm_head.weight) < 1e-3
+
+
 def test_counts_are_noised_rounded_and_paid_for(manifest, silos, routers, tmp_path):
     ledger = silo_releases(manifest, 0, silos[0], tmp_path)
     exact = count_wins(manifest, silos[0], routers, [0.0, 0.0])
@@ -61,10 +74,12 @@ def test_counts_are_noised_rounded_and_paid_for(manifest, silos, routers, tmp_pa
         silo_counts(manifest, 0, silos[0], 2, 2, routers, [0.0, 0.0], releases=ledger)
 
 
-def test_without_noise_a_row_is_of_the_exact_counts_and_nothing_is_noted(silos, routers, tmp_path):
-    plain = private_run(2)
-    row, figures = silo_counts(plain, 0, silos[0], 1, 0, routers, [0.0, 0.0])
-    assert row.tolist() == withhold(count_wins(plain, silos[0], routers, [0.0, 0.0]), 2).tolist()
+def test_without_noise_a_row_is_of_the_exact_counts_and_nothing_is_noted(silos, routers):
+    """Rounded and withheld all the same."""
+    plain, all_of_it = private_run(2, private={"count_floor": 4}), [-1e9, 0.0]
+    assert count_wins(plain, silos[0], routers, all_of_it).tolist() == [10, 0]
+    row, figures = silo_counts(plain, 0, silos[0], 1, 0, routers, all_of_it)
+    assert row.tolist() == withhold(np.array([10, 0]), 4).tolist() == [8, WITHHELD]
     assert figures == {}
 
 

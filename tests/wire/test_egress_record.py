@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.leaks import Haystack, score_pieces, text_pieces, token_pieces, varint
+from support.silos import private_run
 from support.tiny_run import tiny_manifest, write_tiny_corpus
 
 from smalltalk_fed.errors import DataError
@@ -130,6 +131,15 @@ def test_an_upload_that_is_not_declared_is_said(tmp_path: Path) -> None:
     assert "more than its 20 bytes" in said("scores", 20, offset=5)
     assert "over 144" in said("scores", 145)
     assert "digest" in said("scores", 16, digest="0" * 64)
+
+
+def test_an_upload_of_the_other_regime_is_said() -> None:
+    """Scores of a silo's sequences, in a run in which each silo has its own."""
+    data = b"sixteen bytes of"
+    digest = hashlib.sha256(data).hexdigest()
+    for name, leaves in (("scores", False), ("parameters", False), ("router-0", True)):
+        upload = Upload(name, "silo_block/0/1", 0, 16, digest, bytearray(data))
+        assert ("never leaves in it" in undeclared_upload(upload, private_run(2))) != leaves
 
 
 # ------------------------------------------------------------------- the search finds what it must
