@@ -128,8 +128,9 @@ def test_a_run_without_a_node_that_is_gone_goes_on(
             return GONE
         return None
 
-    stage.play(fault)
+    grid = stage.play(fault)
     assert stage.came() == native
+    assert turns(grid, node=101) == 2  # and it is not asked for more
 
 
 def test_a_node_that_comes_back_is_the_same_node(stage: FlowerStage) -> None:
