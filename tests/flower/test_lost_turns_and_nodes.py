@@ -56,13 +56,16 @@ def turns(grid: ThreadGrid, node: int = 0) -> int:
     return sum(kind in ("train", "evaluate") and node in (0, n) for n, kind, _ in grid.sent)
 
 
-def test_a_killed_app_costs_one_turn(stage: FlowerStage, native: dict[str, object]) -> None:
+def test_a_killed_app_costs_one_turn(
+    stage: FlowerStage, native: dict[str, object], said: list[str]
+) -> None:
     def fault(node: int, kind: str, number: int) -> Error | None:
         return CRASHED if (node, kind, number) == (101, "train", 1) else None
 
     grid = stage.play(fault)
     units = [event for event in events(stage.folder) if isinstance(event, UnitAccepted)]
     assert turns(grid) == len(units) + 1
+    assert not any(" failed on " in line for line in said)
     assert stage.came() == native
 
 
@@ -109,13 +112,14 @@ def test_an_answer_that_waits_for_the_next_message_is_knocked_for(
 
 
 def test_an_app_that_always_dies_leaves_its_units_to_others(
-    stage: FlowerStage, native: dict[str, object]
+    stage: FlowerStage, native: dict[str, object], said: list[str]
 ) -> None:
     def fault(node: int, kind: str, number: int) -> Error | None:
         return CRASHED if node == 101 and kind == "train" and number < 6 else None
 
     stage.play(fault)
     assert stage.came() == native
+    assert any(" failed on " in line for line in said)
 
 
 def test_a_run_without_a_node_that_is_gone_goes_on(
