@@ -104,7 +104,7 @@ class Coordinator:
                 f"lease of {lease.key.unit_id} taken from {lease.node_id}",
                 f"nothing heard for {self.leases.lease_s:.0f} s",
             )
-        self._move_if(Trigger.PAUSE, self._auditing.tick(now), now)
+        self._pause_if(self._auditing.tick(now), now)
         self._advance(now)
         for waiting in self.leases.questions_due(now):
             self._dispatch.answer(waiting, "nothing to do yet")
@@ -163,7 +163,7 @@ class Coordinator:
             return self._out.take()
         self._now, self._job = now, None
         parts = (self._out, self._auditing, self._reports)
-        self._move_if(*outcomes.take(*parts, job, outcome, now), now)
+        self._pause_if(outcomes.take(*parts, job, outcome, now), now)
         self._advance(now)
         return self._out.take()
 
@@ -178,7 +178,7 @@ class Coordinator:
             self._out.decide(f"{what or 'the segments'} must be made again", reason)
         elif digest in retention.needed_blobs(self.state):
             why = f"{reason}; put it back from a backup, then `smalltalk-coordinator resume`"
-            self._move_if(Trigger.PAUSE, why, now)
+            self._pause_if(why, now)
         self._auditing.watch(now)
         self._advance(now)
         return self._out.take()
@@ -200,8 +200,7 @@ class Coordinator:
         if earlier := self.leases.waiting.get(node_id):  # the node has given it up
             self._dispatch.answer(earlier, "this node asked again")
         heard = self._reports.take(message, now)
-        self._move_if(Trigger.FAIL, heard.failed_for_good, now)
-        self._move_if(Trigger.PAUSE, heard.stuck, now)
+        self._pause_if(heard.stuck, now)
         if state.phase in (Phase.FINISHED, Phase.FAILED):
             stop, failed, reason = True, state.phase is Phase.FAILED, self._dispatch.ending()
         else:
@@ -273,10 +272,10 @@ class Coordinator:
         self._out.emit(ev.PhaseChanged(now, trigger, target, reason))
         self._out.decide(f"phase {target}", reason)
 
-    def _move_if(self, trigger: Trigger, reason: str, now: float) -> None:
-        """Fail or pause the run, if there is a reason and it is not over or paused already."""
-        if reason and allowed(self.state.phase, trigger):
-            self._move(trigger, reason[:MAX_REASON], now)
+    def _pause_if(self, reason: str, now: float) -> None:
+        """Pause the run, if there is a reason and it is not over or paused already."""
+        if reason and allowed(self.state.phase, Trigger.PAUSE):
+            self._move(Trigger.PAUSE, reason, now)
 
     def _presence(self, node_id: str, incarnation: int, now: float) -> Presence:
         admission.known(self.state, node_id)

@@ -33,9 +33,9 @@ class Trigger(StrEnum):
     SEGMENTS_MADE = "every sequence has its expert"
     EXPERTS_DONE = "every expert is trained"
     EVALUATED = "every expert is evaluated on held-out text"
-    PAUSE = "the operator pauses"
+    PAUSE = "the operator pauses"  # or something has to be mended first; as journals have it
     RESUME = "the operator resumes"
-    FAIL = "a unit failed too often, or a result can't be used"
+    FAIL = "nothing is left to train"
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(Phase.EVALUATING, Trigger.EVALUATED, Phase.FINISHED),
     *(Transition(p, Trigger.PAUSE, Phase.PAUSED) for p in (Phase.RECRUITING, *WORKING)),
     Transition(Phase.PAUSED, Trigger.RESUME, None),
-    *(Transition(p, Trigger.FAIL, Phase.FAILED) for p in (Phase.RECRUITING, *WORKING)),
-    Transition(Phase.PAUSED, Trigger.FAIL, Phase.FAILED),
+    *(Transition(p, Trigger.FAIL, Phase.FAILED) for p in (Phase.ROUTING, Phase.SHARDING)),
 )
 
 _TABLE = {(t.source, t.trigger): t.target for t in TRANSITIONS}
@@ -94,7 +93,8 @@ def mermaid() -> str:
     lines.append("    finished --> [*]")
     pausable = ", ".join(t.source for t in TRANSITIONS if t.trigger is Trigger.PAUSE)
     lines.append(
-        f"    note right of paused: {Trigger.PAUSE} in {pausable}, and resume goes back there"
+        f"    note right of paused: {Trigger.PAUSE}, or something has to be mended, in {pausable}; "
+        "resume goes back there"
     )
     failing = ", ".join(t.source for t in TRANSITIONS if t.trigger is Trigger.FAIL)
     lines.append(f"    note right of failed: {Trigger.FAIL}, in {failing}")

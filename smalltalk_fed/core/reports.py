@@ -4,10 +4,10 @@ Rules: everything was checked before (`results.check_exchange`), so nothing rais
 unit is accepted once; whoever comes later hears that it counts and stops. A node that works
 on a unit keeps it, also after a restart of the coordinator or after its lease ran out,
 unless others hold it already as often as the run allows. An opinion that nobody asks for any
-more is dropped without a fuss. A failure counts for a node that had the unit; what
-failed often ends the run, but not by one node's word while others could do it; what only one
-node can do pauses it. In a paused run
-a node is told to put its unit down; its checkpoint stays with it.
+more is dropped without a fuss. A failure counts for a node that had the unit; what failed often
+pauses the run, but not by one node's word while others could do it, and counts anew when the
+run is resumed. In a paused run a node is told to put its unit down; its checkpoint stays with
+it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from smalltalk_fed.core.units import Result, UnitKey, UnitKind
 MAX_FAILURES = 6
 NODES_CONVINCE = 3  # so many that failed at a unit speak for all
 MAX_REASON = 500
+RESUME = "; when that is mended, `smalltalk-coordinator resume`"
 
 
 @dataclass
@@ -38,8 +39,7 @@ class Heard:
     accepted: str = ""
     cancel: str = ""
     collected: int = 0
-    failed_for_good: str = ""  # why the run can't go on
-    stuck: str = ""  # why it can't until the operator or a node's owner has done something
+    stuck: str = ""  # why the run can't go on until its operator or a node's owner did something
 
 
 class Reports:
@@ -66,11 +66,7 @@ class Reports:
             else:
                 heard.accepted = self._accept(message.finished, message, now)
         if message.failed is not None:
-            why = self._give_up(message.failed, message.node_id)
-            if why and pinned(self._state, UnitKey.parse(message.failed.unit_id)):
-                heard.stuck = f"{why}; when that is mended, `smalltalk-coordinator resume`"
-            else:
-                heard.failed_for_good = why
+            heard.stuck = self._give_up(message.failed, message.node_id)
         if message.collected is not None:
             heard.collected = self._collect(message.collected, message, now)
         if message.working is not None:
@@ -89,14 +85,13 @@ class Reports:
         self._out.decide(f"{unit_id} failed on {node_id or 'a node'}", reason)
         if len(failures) < MAX_FAILURES or key.kind is UnitKind.AUDIT:
             return ""
-        if pinned(self._state, key):  # nobody else could do it: the run pauses, then starts over
-            self._leases.failures.pop(key)
-            return f"{unit_id} failed {len(failures)} times on {node_id}: {reason}"
         tried = {node for node, _ in failures}
         there = {node for node, presence in self._leases.present.items() if not presence.gone}
-        if len(tried) < NODES_CONVINCE and not there <= tried:
+        others = not pinned(self._state, key) and not there <= tried
+        if others and len(tried) < NODES_CONVINCE:
             return ""
-        return f"{unit_id} failed {len(failures)} times, last on {node_id}: {reason}"
+        self._leases.failures.pop(key)
+        return f"{unit_id} failed {len(failures)} times, last on {node_id}: {reason}{RESUME}"
 
     def unusable(self, unit_id: str, reason: str, now: float) -> str:
         """An accepted result can't be used: its unit is open again, first for other nodes.
@@ -107,7 +102,8 @@ class Reports:
         accepted = self._state.finished.get(unit_id)
         self._out.emit(ev.UnitRejected(now, unit_id, reason))
         leases.failures[key] = leases.unusable.pop(key, []) + leases.failures.get(key, [])
-        why = self.failed(unit_id, accepted.node_id if accepted else "", reason)
+        node_id = accepted.node_id if accepted else ""
+        why = self.failed(unit_id, node_id, reason[:MAX_REASON])
         if not why:
             leases.unusable[key] = list(leases.failures[key])
         return why

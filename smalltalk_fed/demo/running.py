@@ -130,8 +130,8 @@ def watch(stage: Stage, children: Children, coordinator: Child, nodes: list[Chil
             if here is not None:
                 stage.view.begin(here)
             shown = here
-        if phase == "failed":
-            raise WorldError(f"the run failed: {status['reason']}.{tail(coordinator.log)}")
+        if phase in ("failed", "paused"):
+            raise WorldError(f"the run stopped: {status['reason']}.{tail(coordinator.log)}")
         if phase == "finished" and status.get("mixture"):
             break
         if all_left and phase != "finished":

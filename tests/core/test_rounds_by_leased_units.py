@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -242,21 +243,39 @@ def test_a_free_node_takes_a_copy_of_a_straggler_and_the_first_answer_wins(
     assert order and order.cancel == "router_round/0/1"
 
 
-def test_a_unit_that_fails_everywhere_fails_the_run_with_its_reason(
+def test_a_unit_that_fails_everywhere_pauses_the_run_with_its_reason(
     world: World, node: Nodes
 ) -> None:
     a = node("a")
     a.poll()
     for _ in range(2 * MAX_FAILURES - 1):  # two open units, tried in turn
-        if not a.stopped:
+        assert a.unit
+        a.poll(failed=msg.Failure(a.unit.unit_id, "out of memory"))
+    state = world.coordinator.state
+    assert state.phase is Phase.PAUSED
+    assert re.search(
+        "failed 6 times, .*: out of memory; .* `smalltalk-coordinator resume`", state.reason
+    )
+    assert a.look() is None
+    assert not a.stopped
+
+
+def test_a_run_that_failures_paused_counts_them_anew_when_it_is_resumed() -> None:
+    world = World(make_manifest(experts=1))
+    a = FakeNode(world, "a").enrol().join()
+    a.poll()
+    for _ in range(2):
+        for _ in range(MAX_FAILURES):
+            assert world.coordinator.state.phase is Phase.ROUTING
             assert a.unit
             a.poll(failed=msg.Failure(a.unit.unit_id, "out of memory"))
-    assert world.coordinator.state.phase is Phase.FAILED
-    assert "out of memory" in world.coordinator.state.reason
-    assert a.stopped
+        assert world.coordinator.state.phase is Phase.PAUSED
+        world.ask(msg.Resume())
+        a.look()
+    drive(world, [a])
 
 
-def test_one_node_alone_can_not_fail_the_run_while_another_is_here(
+def test_one_node_alone_can_not_pause_the_run_while_another_is_here(
     world: World, node: Nodes
 ) -> None:
     a, b = node("a"), node("b")
@@ -301,12 +320,15 @@ def test_a_bad_score_block_opens_its_unit_again_for_another_node(world: World, n
     assert not a.look()
 
 
-def test_a_job_that_can_not_be_done_fails_the_run(world: World, node: Nodes) -> None:
+def test_a_job_that_can_not_be_done_pauses_the_run_until_it_can(world: World, node: Nodes) -> None:
     world.do_jobs = False
-    node("a")
-    world.fail_job("disk full", "")
-    assert world.coordinator.state.phase is Phase.FAILED
-    assert "disk full" in world.coordinator.state.reason
+    a = node("a")
+    world.fail_job("no such policy", "")
+    assert world.coordinator.state.phase is Phase.PAUSED
+    assert "assign/1: no such policy; " in world.coordinator.state.reason
+    world.do_jobs = True
+    world.ask(msg.Resume())
+    drive(world, [a])
 
 
 def test_pause_hands_out_nothing_and_resume_goes_on(world: World, node: Nodes) -> None:

@@ -31,8 +31,6 @@ from smalltalk_fed.errors import PeerError
 class SiloRuns(Steps):
     """Three silos and a coordinator."""
 
-    failures_most = 99  # what only one node can do pauses the run, and is resumed
-
     @initialize(
         share=st.sampled_from(["never", "operator", "public"]),
         public=st.sampled_from([0, 25]),

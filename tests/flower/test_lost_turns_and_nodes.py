@@ -187,13 +187,15 @@ def test_a_node_that_lost_its_files_is_sent_them_again(
     assert any(said.missing for said in _said(grid))
 
 
-def test_a_run_that_failed_is_an_error_of_the_app(corpus: TokenCorpus, tmp_path: Path) -> None:
+def test_a_unit_that_fails_everywhere_pauses_the_run_and_ends_the_app(
+    corpus: TokenCorpus, tmp_path: Path
+) -> None:
     stage = FlowerStage(tmp_path, corpus, QUIET, names=("a",))
 
     def fault(node: int, kind: str, number: int) -> Error | None:
         return CRASHED if kind == "train" else None
 
-    with pytest.raises(Refused, match=r"the run failed: .* failed 6 times"):
+    with pytest.raises(Refused, match=r"the run is paused: .* failed 6 times"):
         stage.play(fault)
 
 

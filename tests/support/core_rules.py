@@ -27,7 +27,6 @@ class Steps(RuleBasedStateMachine):
 
     world: World
     nodes: list[FakeNode]
-    failures_most = 4  # of a unit; less than what ends a run
 
     def node(self, which: int) -> FakeNode:
         """One of the nodes."""
@@ -61,8 +60,7 @@ class Steps(RuleBasedStateMachine):
     def fail(self, which: int) -> None:
         node = self.node(which)
         node.look()
-        failures = self.world.coordinator.leases.failures
-        if node.unit and len(failures.get(node.unit.key, ())) < self.failures_most:
+        if node.unit:
             failure = msg.Failure(node.unit.unit_id, "bad luck")
             node.unit = None
             with contextlib.suppress(PeerError):
@@ -139,7 +137,7 @@ class Steps(RuleBasedStateMachine):
         assert set(state.open) == {k for k in state.phase_units() if not state.is_finished(k)}
 
     def teardown(self) -> None:
-        """If all nodes come back, the run ends."""
+        """If all nodes come back and failures end, the run does."""
         for node in self.nodes:
             self.begin_anew(node)
         for _ in range(400):

@@ -112,7 +112,7 @@ class Runs(Steps):
                 assert state.round <= key.index
             if key.kind is UnitKind.SHARD:
                 assert state.segments is None
-            assert state.phase in (*WORKING, Phase.PAUSED, Phase.FAILED)
+            assert state.phase in (*WORKING, Phase.PAUSED)
             assert state.phase is not Phase.EVALUATING
         assert not jobs or not state.unsettled
 
