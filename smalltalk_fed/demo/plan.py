@@ -1,8 +1,9 @@
 """How long the demonstration's steps take, and how far it is: the live view's time left.
 
 Rules: seconds are first guesses from token counts and a reference machine's rates; as soon
-as steps are done, their true durations say how much slower or faster this machine is. Only
-the terminal uses these figures; the report has measured ones alone.
+as steps that compute are under way, their true durations say how much slower or faster this
+machine is (how fast programs start says nothing of it). Only the terminal uses these figures;
+the report has measured ones alone.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ TITLES = {
     Step.REPORT: "The report is drawn",
 }
 
-# Of two idle cores of a 2020s server, both at work.
-_ROUTER_TOKENS_PER_S = 200_000.0
-_SCORED_TOKENS_PER_S = 1_000_000.0
-_EXPERT_TOKENS_PER_S = 75_000.0
+COMPUTES = (Step.ROUTING, Step.TRAINING, Step.BASELINE)
+
+# Of two cores of a 2020s server, both at work.
+_ROUTER_TOKENS_PER_S = 110_000.0
+_SCORED_TOKENS_PER_S = 550_000.0
+_EXPERT_TOKENS_PER_S = 40_000.0
 _UNIT_S = 0.15  # asking for a unit, fetching its inputs, handing it in
 
 
@@ -83,9 +86,10 @@ class Plan:
 
     def _factor(self, step: Step | None = None, seconds: float = 0.0) -> float:
         """How much longer than expected things take here; 1 while nothing is known."""
-        expected = sum(self.expected_s[s] for s in self.finished_s)
-        actual = sum(self.finished_s.values())
-        if step is not None and (fraction := self.done.get(step, 0.0)) > 0.05:
+        over = [s for s in self.finished_s if s in COMPUTES]
+        expected = sum(self.expected_s[s] for s in over)
+        actual = sum(self.finished_s[s] for s in over)
+        if step in COMPUTES and (fraction := self.done.get(step, 0.0)) > 0.05:
             expected += self.expected_s[step] * fraction
             actual += seconds
         return min(4.0, max(0.2, actual / expected)) if expected > 5.0 else 1.0

@@ -14,10 +14,10 @@ from support.audit_world import (
     opened,
     quarantined,
     reach,
-    sound,
     turn,
     verdicts,
 )
+from support.core_rules import sound
 from support.core_world import FakeNode
 
 from smalltalk_fed.core import messages as msg

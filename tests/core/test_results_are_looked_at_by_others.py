@@ -12,10 +12,10 @@ from support.audit_world import (
     events_of,
     opened,
     quarantined,
-    sound,
     turn,
     verdicts,
 )
+from support.core_rules import sound
 from support.core_world import FakeNode, World, make_manifest
 
 from smalltalk_fed.core import job_messages as jmsg

@@ -11,10 +11,10 @@ from support.audit_world import (
     events_of,
     quarantined,
     reach,
-    sound,
     turn,
     verdicts,
 )
+from support.core_rules import sound
 from support.core_world import FakeNode, World
 
 from smalltalk_fed.core import messages as msg

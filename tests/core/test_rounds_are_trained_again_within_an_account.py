@@ -14,9 +14,9 @@ from support.audit_world import (
     drive,
     opened,
     quarantined,
-    sound,
     turn,
 )
+from support.core_rules import sound
 from support.core_world import make_manifest
 
 from smalltalk_fed.config.manifest import RunManifest

@@ -142,9 +142,11 @@ def test_time_left_shrinks_as_steps_end_and_follows_the_machine() -> None:
     before = plan.left_s(Step.PREPARE, 0.0)
     plan.finish(Step.PREPARE, plan.expected_s[Step.PREPARE])
     assert plan.left_s(Step.ENROL, 0.0) < before
-    usual = plan.left_s(Step.ENROL, 0.0)
-    plan.finish(Step.PREPARE, 3 * plan.expected_s[Step.PREPARE])
-    assert plan.left_s(Step.ENROL, 0.0) == pytest.approx(3 * usual)
+    usual = plan.left_s(Step.TRAINING, 0.0)
+    plan.finish(Step.PREPARE, plan.expected_s[Step.PREPARE] / 10)  # says nothing of training
+    assert plan.left_s(Step.TRAINING, 0.0) == usual
+    plan.finish(Step.ROUTING, 3 * plan.expected_s[Step.ROUTING])
+    assert plan.left_s(Step.TRAINING, 0.0) == pytest.approx(3 * usual)
 
 
 def test_a_pipe_gets_lines_and_no_control_characters() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import Any
 
 from support.core_world import FakeNode, World, honest, make_manifest
 
 from smalltalk_fed.core.events import AuditOpened, AuditSettled, Event, NodeQuarantined
 from smalltalk_fed.core.phases import Phase
-from smalltalk_fed.core.snapshot import from_json, to_json
 from smalltalk_fed.core.units import UnitKind
 from smalltalk_fed.errors import PeerError
 
@@ -80,16 +78,6 @@ def verdicts(world: World) -> dict[str, str]:
 def quarantined(world: World) -> list[NodeQuarantined]:
     """Who was put out."""
     return events_of(world, NodeQuarantined)
-
-
-def sound(world: World) -> None:
-    """Hard state is the fold of the journal, and survives a snapshot."""
-    state = world.coordinator.state
-    fresh = World(world.manifest)
-    for event in world.journal:
-        fresh.coordinator.apply(event)
-    assert fresh.coordinator.state == state
-    assert from_json(world.manifest, json.loads(json.dumps(to_json(state)))) == state
 
 
 def all_honest(world: World) -> bool:
