@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from support.deployment import command, good
 from support.leaks import Haystack, text_pieces, token_pieces
-from support.silo_deployment import SILOS, SiloDeployment, silos
+from support.silo_deployment import SENTENCE, SILOS, SiloDeployment, silos
 from tokenizers import Tokenizer
 
 from smalltalk_fed.config.manifest import RunManifest
@@ -33,15 +33,12 @@ from smalltalk_fed.wire.egress_record import (
 )
 
 pytestmark = pytest.mark.slow  # `host/test_a_private_run_in_one_process` is the quick one
-SENTENCE = (
-    "Zephyrine Quillwater buried the cobalt astrolabe beneath the seventh willow of Marrowbridge."
-)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SiloDeployment:
     """A run of the past: seat 0 shares its expert with all, seat 1 with the operator."""
-    with silos(tmp_path_factory.mktemp("silos"), SENTENCE) as run:
+    with silos(tmp_path_factory.mktemp("silos")) as run:
         run.init()
         run.serve()
         for seat, (name, weights) in enumerate(zip(SILOS, ("public", "operator"), strict=False)):

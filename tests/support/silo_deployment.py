@@ -15,6 +15,11 @@ from smalltalk_fed.data.packs import unpack_small
 # Seat -> the domains whose text its silo has; the last one hosts two experts.
 SILOS = {"a": ("python",), "b": ("scripture",), "c": ("german", "c")}
 DOCUMENTS, PUBLIC_DOCUMENTS = 10, 4
+# Planted in a document of every silo's. Which are held out goes by the hash of their text: with
+# this sentence every silo has one.
+SENTENCE = (
+    "Zephyrine Quillwater buried the cobalt astrolabe beneath the seventh willow of Marrowbridge."
+)
 SETTINGS: dict[str, object] = {
     **SMALL_RUN,
     "run.regime": "private",
@@ -46,7 +51,7 @@ class SiloDeployment(Deployment):
         return TokenCorpus.open(made)
 
 
-def write_texts(folder: Path, planted: str) -> Path:
+def write_texts(folder: Path, planted: str = SENTENCE) -> Path:
     """A text file a silo, a sentence planted in each; returns the corpus of public text."""
     pack = unpack_small(folder / "pack")
     for name, domains in SILOS.items():
@@ -67,7 +72,7 @@ def write_texts(folder: Path, planted: str) -> Path:
 
 
 @contextmanager
-def silos(folder: Path, planted: str, **settings: object) -> Iterator[SiloDeployment]:
+def silos(folder: Path, planted: str = SENTENCE, **settings: object) -> Iterator[SiloDeployment]:
     """A private deployment whose texts are written and whose children are gone at the end."""
     corpus = write_texts(folder, planted)
     with ending(SiloDeployment(folder, corpus, SETTINGS | settings)) as made:
