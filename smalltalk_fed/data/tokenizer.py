@@ -79,7 +79,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"{folder} has no {TOKENIZER_FILE}; give such a file, or a folder that transformers' "
             "save_pretrained wrote with a fast tokenizer."
         ) from None
-    except Exception as error:  # the library raises bare Exception for what it can't parse
+    except BaseException as error:
+        # The library raises bare Exception for what it can't parse, and where it panics over it, a
+        # class of its own that is no Exception and can't be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         why = shown(str(error), 200)
         raise DataError(f"{path} is not a tokenizer that can be read ({why}).") from None
     vocabulary_size(tokenizer)  # before anything is made of that size, in here or in the library

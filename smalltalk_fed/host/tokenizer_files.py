@@ -58,7 +58,9 @@ def _vocabulary(file: Path, data: bytes) -> int:
         known = table["model"]["vocab"]
         ids = list(known.values()) if isinstance(known, dict) else list(range(len(known)))
         ids += [added["id"] for added in table.get("added_tokens") or ()]
-        size = max(int(index) for index in ids) + 1
+        if odd := [index for index in ids if type(index) is not int]:
+            raise ValueError(f"{odd[0]!r} is no token's id")
+        size = max(ids) + 1
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         why = shown(str(error), 200)
         raise DataError(f"{file} is not a tokenizer that can be read ({why}).") from None
