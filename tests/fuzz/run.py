@@ -70,7 +70,13 @@ class Fuzzer:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "PYTHONPATH": path, "TMPDIR": self._place.name},
+            # A library's panic would be written with all of its stack, for seconds.
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "TMPDIR": self._place.name,
+                "RUST_BACKTRACE": "0",
+            },
         )
         return self
 
