@@ -24,7 +24,7 @@ import numpy as np
 
 from smalltalk_fed.data.corpus import TOKEN_DTYPES
 from smalltalk_fed.data.pieces import Piece
-from smalltalk_fed.data.tokenizer import load_tokenizer
+from smalltalk_fed.data.tokenizer import load_tokenizer, token_ids
 from smalltalk_fed.errors import WorldError
 
 BATCH_CHARACTERS = 1 << 20
@@ -41,13 +41,12 @@ class Encoder:
         self._dtype = TOKEN_DTYPES[dtype]
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """Token ids of each text, without special tokens."""
-        encode = self._tokenizer.encode_batch_fast
-        # A batch of one each: the library spreads a batch over threads of its own.
-        return [
-            np.asarray(encode([text], add_special_tokens=False)[0].ids, dtype=self._dtype)
-            for text in texts
-        ]
+        """Token ids of each text, without special tokens.
+
+        Raises:
+            DataError: the tokenizer fails over one of them.
+        """
+        return [np.asarray(token_ids(self._tokenizer, text), dtype=self._dtype) for text in texts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +63,7 @@ def encode_in_order(
     """Encode `pieces` with `workers` processes; yields them in their order.
 
     Raises:
+        DataError: the tokenizer fails over a piece.
         WorldError: a worker process died.
     """
     batches = _batches(pieces)

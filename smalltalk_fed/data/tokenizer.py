@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             "save_pretrained wrote with a fast tokenizer."
         ) from None
     except BaseException as error:
-        # The library raises bare Exception for what it can't parse, and where it panics over it, a
-        # class of its own that is no Exception and can't be imported.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not (isinstance(error, Exception) or _of_the_library(error)):
             raise
         why = shown(str(error), 200)
         raise DataError(f"{path} is not a tokenizer that can be read ({why}).") from None
@@ -149,6 +148,41 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
             "would be mostly empty, so use another tokenizer."
         )
     return size
+
+
+def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of the tokens of `text`, without special ones.
+
+    Raises:
+        DataError: this tokenizer fails over it, such as one that lacks a token for what it does
+            not know. The text is not in the message, which may travel.
+    """
+    with tokenizing(f"a text of {len(text)} characters can't be made into tokens"):
+        # The batch is of one: the library spreads a batch over threads of its own. "Fast" leaves
+        # out which characters a token stands for.
+        batch = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return list(batch[0].ids)
+
+
+@contextmanager
+def tokenizing(what: str) -> Iterator[None]:
+    """Have what the library fails over inside raised as an error that begins with `what`.
+
+    Raises:
+        DataError: it failed; its own words stand in it unless they may quote the text.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not _of_the_library(error):
+            raise
+        why = shown(str(error), 200) if isinstance(error, Exception) else "a panic of its library"
+        raise DataError(f"{what} by this tokenizer ({why}); use another tokenizer.") from None
+
+
+def _of_the_library(error: BaseException) -> bool:
+    """It raises bare Exception, and where it panics a class that is none and can't be imported."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:

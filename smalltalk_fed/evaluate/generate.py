@@ -9,6 +9,7 @@ goes on from its latest half.
 from __future__ import annotations
 
 import inspect
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from smalltalk_fed.data.tokenizer import end_of_text_id
+from smalltalk_fed.data.tokenizer import end_of_text_id, token_ids, tokenizing
 from smalltalk_fed.errors import UserError
 from smalltalk_fed.evaluate.mixture import Choice, Mixture
 
@@ -52,9 +53,16 @@ def begin(mixture: Mixture, prompt: str) -> tuple[Choice, list[int], int | None]
     """The choice of an expert, the tokens that it goes on from, and the one that ends a text.
 
     Raises:
-        UserError: the prompt is empty and the tokenizer has no token to begin a text with.
+        UserError: the prompt is no text, or is empty and the tokenizer has no token to begin one
+            with.
     """
-    ids: list[int] = mixture.tokenizer.encode(prompt, add_special_tokens=False).ids
+    half = re.search("[\ud800-\udfff]", prompt)  # how Python reads bytes that are not UTF-8
+    if half:
+        raise UserError(
+            f"the prompt has something that is no text at character {half.start() + 1}; give it as "
+            "UTF-8."
+        )
+    ids = token_ids(mixture.tokenizer, prompt)
     choice = mixture.route(ids)
     end = end_of_text_id(mixture.tokenizer_folder, mixture.tokenizer)
     if not ids:
@@ -112,11 +120,21 @@ def _draw(logits_V: Tensor, sampling: Sampling, random: torch.Generator) -> int:
 
 
 def as_text(tokenizer: Tokenizer, prompt: list[int], drawn: Iterator[int]) -> Iterator[str]:
-    """Tokens to text; a character of several tokens comes with its last one."""
+    """Tokens to text; a character of several tokens comes with its last one.
+
+    Raises:
+        DataError: the tokenizer fails over them.
+        Whatever iterating over `drawn` raises.
+    """
     stream = DecodeStream(skip_special_tokens=True)
+
+    def step(token: int) -> str | None:
+        with tokenizing("tokens can't be made into text"):
+            return stream.step(tokenizer, token)
+
     for token in prompt:  # so that spaces at the seam come out as in one text
-        stream.step(tokenizer, token)
+        step(token)
     for token in drawn:
-        piece = stream.step(tokenizer, token)
+        piece = step(token)
         if piece:
             yield piece

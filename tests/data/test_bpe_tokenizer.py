@@ -18,6 +18,8 @@ from smalltalk_fed.data.tokenizer import (
     load_tokenizer,
     take_tokenizer,
     token_bytes,
+    token_ids,
+    tokenizing,
     train_tokenizer,
     vocabulary_size,
 )
@@ -168,6 +170,35 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: str | None, sa
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(DataError, match=says):
         take_tokenizer(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "model", [models.WordLevel({"a": 0}, "?"), models.Unigram([("a", 0.0)]), models.WordPiece({})]
+)
+def test_a_text_that_it_fails_over_is_refused_and_not_quoted(model: models.Model) -> None:
+    with pytest.raises(DataError, match="a text of 6 characters can't be made into") as caught:
+        token_ids(Tokenizer(model), "secret")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_panic_of_the_library_is_an_error_without_its_words(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, "a"))
+    tokenizer.decoder = decoders.Strip("a", 1, 1)  # of one character
+    with pytest.raises(DataError) as caught, tokenizing("it can't be read"):
+        tokenizer.decode([0])
+    assert str(caught.value) == (
+        "it can't be read by this tokenizer (a panic of its library); use another tokenizer."
+    )
+    assert "panicked" in capfd.readouterr().err
+
+
+def test_what_is_not_the_librarys_passes_through() -> None:
+    for error in (KeyboardInterrupt(), MemoryError(), DataError("line 3 is broken.")):
+        with pytest.raises(type(error)) as caught, tokenizing("it can't be read"):
+            raise error
+        assert caught.value is error
 
 
 def test_a_missing_source_is_refused(tmp_path: Path) -> None:

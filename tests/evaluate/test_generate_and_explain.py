@@ -10,12 +10,12 @@ import pytest
 import torch
 from support.tiny_mixture import EXPERTS, LENGTH, PREFIX, change_manifest
 from tokenizers import Tokenizer
-from tokenizers.decoders import Metaspace
+from tokenizers.decoders import Decoder, Fuse, Metaspace, Replace, Sequence, Strip
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 from smalltalk_fed.data.corpus import TokenCorpus
-from smalltalk_fed.errors import UserError
+from smalltalk_fed.errors import DataError, UserError
 from smalltalk_fed.evaluate.generate import Sampling, as_text, continue_tokens, generate
 from smalltalk_fed.evaluate.mixture import Mixture
 from smalltalk_fed.mixture.package import MixtureError
@@ -96,6 +96,22 @@ def test_a_space_at_the_seam_is_kept() -> None:
     tokenizer = Tokenizer(WordLevel({"▁one": 0, "▁two": 1, "▁three": 2}, unk_token="▁one"))
     tokenizer.decoder = Metaspace()
     assert "".join(as_text(tokenizer, [0], iter([1, 2]))) == " two three"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "ids"),
+    [
+        (Strip("a", 1, 1), [0]),  # a panic
+        (Sequence([Fuse(), Replace("ab", "")]), [0, 1, 2, 0]),  # what came later changes the text
+    ],
+)
+def test_tokens_that_the_tokenizer_cannot_write_are_an_error(
+    decoder: Decoder, ids: list[int]
+) -> None:
+    tokenizer = Tokenizer(WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
+    tokenizer.decoder = decoder
+    with pytest.raises(DataError, match="tokens can't be made into text by this tokenizer"):
+        list(as_text(tokenizer, [], iter(ids)))
 
 
 def test_the_same_seed_writes_the_same(whole_mixture: Path) -> None:
@@ -185,3 +201,9 @@ def test_an_empty_prompt_without_such_a_token_is_refused(
     monkeypatch.setattr("smalltalk_fed.evaluate.generate.end_of_text_id", lambda *_: None)
     with pytest.raises(UserError, match="the prompt is empty"):
         generate(Mixture.load(whole_mixture), "", Sampling(3))
+
+
+def test_a_prompt_that_is_not_utf_8_is_refused(whole_mixture: Path) -> None:
+    prompt = b"one t\xffwo".decode("utf-8", "surrogateescape")  # as arguments are read
+    with pytest.raises(UserError, match="no text at character 6"):
+        generate(Mixture.load(whole_mixture), prompt, Sampling(3))
