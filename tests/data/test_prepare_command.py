@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import typer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
 from smalltalk_fed.data.cli import prepare
@@ -72,6 +74,19 @@ def test_a_mistake_is_raised_for_the_program_to_tell(
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, DataError)
     assert "there is no field 'text'; it has body, kind, part" in str(result.exception)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_tokenizer_that_fails_over_the_text_is_told(
+    app: typer.Typer, text: Path, tmp_path: Path, workers: str
+) -> None:
+    foreign, out = tmp_path / "foreign.json", tmp_path / "corpus"
+    Tokenizer(WordLevel({"a": 0}, "no such token")).save(str(foreign))
+    arguments = [str(text), "--out", str(out), *COMMON, "--workers", workers]
+    result = CliRunner().invoke(app, [*arguments, "--tokenizer", str(foreign)])
+    assert isinstance(result.exception, DataError)
+    assert "can't be made into tokens by this tokenizer" in str(result.exception)
+    assert not out.exists()
 
 
 def test_every_option_says_what_it_is_for(app: typer.Typer) -> None:

@@ -301,17 +301,6 @@ def test_a_broken_line_leaves_nothing(text: Path) -> None:
     assert sorted(path.name for path in text.parent.iterdir()) == ["seed", "text.jsonl"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_tokenizer_that_fails_over_the_text_leaves_nothing(text: Path, workers: int) -> None:
-    foreign = text.parent / "foreign.json"
-    Tokenizer(models.WordLevel({"a": 0}, "no such token")).save(str(foreign))
-    chosen = options(text, vocabulary=None, tokenizer=foreign, workers=workers)
-    with pytest.raises(DataError, match="can't be made into tokens by this tokenizer"):
-        prepare(chosen)
-    foreign.unlink()
-    assert_nothing_is_left(text)
-
-
 def _tokenizer_of(text: Path) -> Path:
     seed = text.parent / "seed"
     seed.mkdir()
