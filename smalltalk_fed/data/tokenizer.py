@@ -169,7 +169,8 @@ def tokenizing(what: str) -> Iterator[None]:
     """Have what the library fails over inside raised as an error that begins with `what`.
 
     Raises:
-        DataError: it failed; its own words stand in it unless they may quote the text.
+        DataError: it failed; its own words stand in it, but those of a panic, which may quote the
+            text that it had.
     """
     try:
         yield
